@@ -1,0 +1,7 @@
+"""nfkernels: fused CUDA, Triton and C++ kernels for normalizing flows in PyTorch."""
+
+from . import ops
+from .ops import ScaleMap, affine_coupling, channel_mix, use_backend
+
+__version__ = "0.1.0"
+__all__ = ["ScaleMap", "__version__", "affine_coupling", "channel_mix", "ops", "use_backend"]

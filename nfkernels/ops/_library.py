@@ -1,0 +1,234 @@
+"""The op library: schemas, and which kernel serves them.
+
+PyTorch's dispatcher is the table. A schema is defined here from Python, so the op, its fake rule and its reference
+exist without any compiled module. ``nfkernels._C`` fills the CPU key. The CUDA key starts as a stub that, on its first
+call, looks at the device, removes itself and installs the best backend there is. Any other device gets the reference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch.autograd import forward_ad
+
+# Raised whenever a schema below changes; a compiled module built for another number is refused.
+SCHEMA_VERSION = 1
+
+Backend = Literal["reference", "triton", "native"]
+BACKENDS = ("reference", "triton", "native")
+
+_LIBRARY = torch.library.Library("nfkernels", "DEF")
+
+
+@dataclass
+class Op:
+    """One raw op and its implementations; ``call`` is what the public functions use."""
+
+    name: str
+    reference: Callable[..., Any]
+    overload: Any
+    cuda_stub: torch.library.Library | None = None
+    cuda_serves: str = "not called yet"
+
+    def __call__(self, *args: Any) -> Any:
+        if _state.forced is None:
+            return self.overload(*args)
+        return _forced_implementation(self, _state.forced, args[0].device)(*args)
+
+
+@dataclass
+class _State:
+    forced: str | None = None
+    cpu_missing: str | None = None  # why nfkernels._C does not serve, None when it does
+    cuda_reason: str = "no CUDA op was called yet"
+    ops: dict[str, Op] = field(default_factory=dict)
+
+
+_state = _State()
+
+
+def define(name: str, schema: str, *, reference: Callable[..., Any], fake: Callable[..., Any]) -> Op:
+    """Defines ``nfkernels::name``, with its reference for every device and its fake (shape) rule."""
+    _LIBRARY.define(name + schema)
+    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"nfkernels::{name}", fake, lib=_LIBRARY)
+    op = Op(name, reference, getattr(torch.ops.nfkernels, name).default)
+    op.cuda_stub = _install_stub(op)
+    _state.ops[name] = op
+    return op
+
+
+# --- forcing a backend -------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def use_backend(name: Backend) -> Iterator[None]:
+    """Forces one backend for every op called inside, in eager mode: ``"reference"``, ``"triton"`` or ``"native"``.
+
+    Process-wide; meant for tests and benchmarks. Gradients of what was computed inside follow the same backend. Raises
+    ``ValueError`` for an unknown name and ``RuntimeError`` at the call that the backend cannot serve.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}: expected one of {', '.join(BACKENDS)}")
+    previous, _state.forced = _state.forced, name
+    try:
+        yield
+    finally:
+        _state.forced = previous
+
+
+def forced_backend() -> str | None:
+    return _state.forced
+
+
+@contextlib.contextmanager
+def with_forced(name: str | None) -> Iterator[None]:
+    """As a forward recorded it: ``backward`` runs the backend that its forward ran, in whatever thread it runs."""
+    previous, _state.forced = _state.forced, name
+    try:
+        yield
+    finally:
+        _state.forced = previous
+
+
+def _forced_implementation(op: Op, backend: str, device: torch.device) -> Callable[..., Any]:
+    if backend == "reference":
+        return op.reference
+    if backend == "native":
+        if device.type != "cpu":
+            raise RuntimeError(f"the native backend has no {device.type} kernels in this build; see `nfkernels info`")
+        if _state.cpu_missing is not None:
+            raise RuntimeError(f"the native backend is not here: {_state.cpu_missing}")
+        return op.overload
+    missing = triton_missing()
+    if missing is not None:
+        raise RuntimeError(f"the triton backend is not here: {missing}")
+    if device.type != "cuda" and not (device.type == "cpu" and triton_interprets()):
+        raise RuntimeError(
+            f"the triton backend serves CUDA tensors, got {device.type}: use the native or the reference backend there"
+        )
+    return triton_implementation(op.name)
+
+
+# --- Triton ------------------------------------------------------------------------------------------------------------
+
+
+def triton_missing() -> str | None:
+    """Why Triton kernels cannot be used (one sentence), or None when they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; CUDA builds of PyTorch bring it, elsewhere `pip install triton`"
+    return None
+
+
+def triton_interprets() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def triton_implementation(name: str) -> Callable[..., Any]:
+    """The Triton launcher of a raw op: ``_affine_coupling_forward`` is ``nfkernels.triton.affine_coupling.forward``."""
+    module, function = name.lstrip("_").rsplit("_", 1)
+    return getattr(importlib.import_module(f"nfkernels.triton.{module}"), function)
+
+
+# --- the CUDA key ------------------------------------------------------------------------------------------------------
+
+
+def _install_stub(op: Op, key: str = "CUDA") -> torch.library.Library:
+    """A Python stub on ``key`` that chooses the op's implementation at its first call and is gone afterwards."""
+    stub = torch.library.Library("nfkernels", "IMPL")
+
+    def first_call(*args: Any) -> Any:
+        settle_cuda(key)
+        return op.overload(*args)
+
+    stub.impl(op.name, first_call, key)
+    return stub
+
+
+def settle_cuda(key: str = "CUDA") -> None:
+    """Replaces the stubs on the CUDA key by what this machine can run: Triton, else the reference."""
+    missing = triton_missing()
+    _state.cuda_reason = "Triton" if missing is None else missing
+    for op in _state.ops.values():
+        if op.cuda_stub is None:
+            continue
+        op.cuda_stub._destroy()
+        op.cuda_stub = None
+        op.cuda_serves = "reference"
+        if missing is None:
+            launcher = triton_implementation(op.name)
+            _LIBRARY.impl(op.name, launcher, key)
+            op.cuda_serves = "triton"
+
+
+# --- the CPU module ----------------------------------------------------------------------------------------------------
+
+
+def load_cpu_module() -> None:
+    """Imports ``nfkernels._C``, checks that it was built for these schemas, and lets it register its kernels."""
+    try:
+        module = importlib.import_module("nfkernels._C")
+    except ImportError as error:
+        absent = importlib.util.find_spec("nfkernels._C") is None
+        _state.cpu_missing = (
+            "the compiled module nfkernels._C was not built" if absent else f"nfkernels._C does not load: {error}"
+        )
+    else:
+        if module.schema_version != SCHEMA_VERSION:
+            _state.cpu_missing = (
+                f"nfkernels._C was built for op schemas {module.schema_version}, this package has {SCHEMA_VERSION}"
+            )
+        else:
+            module.register()
+    if _state.cpu_missing is not None:
+        warnings.warn(
+            f"{_state.cpu_missing}; CPU tensors use the plain PyTorch reference, which is several times slower. "
+            "Reinstall where a C++17 compiler is present (`pip install --no-build-isolation --force-reinstall "
+            "--no-deps nfkernels`, add -v to see the build).",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+# --- what serves what --------------------------------------------------------------------------------------------------
+
+
+def serving(name: str, device_type: str) -> tuple[str, str]:
+    """``(backend, why)`` for a raw op on a kind of device, without calling it."""
+    op = _state.ops[name]
+    if device_type == "cpu":
+        if _state.cpu_missing is None:
+            return "native", f"C++ kernels, {importlib.import_module('nfkernels._C').isa()}"
+        return "reference", _state.cpu_missing
+    if device_type == "cuda":
+        if op.cuda_stub is None:
+            return op.cuda_serves, _state.cuda_reason
+        missing = triton_missing()
+        return ("triton", "settled at the first call") if missing is None else ("reference", missing)
+    return "reference", f"no kernels for {device_type}"
+
+
+def op_names() -> list[str]:
+    return list(_state.ops)
+
+
+# --- transforms --------------------------------------------------------------------------------------------------------
+
+
+def under_transform() -> bool:
+    """Whether a ``torch.func`` transform or forward-mode AD is active: both need the composite reference.
+
+    Functions with a combined forward fail under the first, and a raw op silently drops the second's tangents. Under
+    ``torch.compile`` neither is looked for: Dynamo traces the Function itself.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None

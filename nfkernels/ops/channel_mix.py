@@ -1,0 +1,125 @@
+"""The public channel mix op (invertible 1x1 convolution): checks, raw schemas, fake rules, autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..reference import channel_mix as reference
+from ..reference.affine_coupling import compute_dtype
+from ._layout import canonical
+from ._library import define, forced_backend, under_transform, with_forced
+from .affine_coupling import _FLOATS, _like
+
+# --- raw ops: schema, reference, fake ----------------------------------------------------------------------------------
+
+
+def _composite_forward(x, weight, bias):
+    return _like(reference.forward(x, weight, bias), x)
+
+
+def _composite_backward(x, weight, dy, need_dx, need_dweight, need_dbias):
+    dx, dweight, dbias = reference.backward(x, weight, dy)
+    empty = weight.new_empty(0)
+    return (
+        _like(dx, x) if need_dx else x.new_empty(0),
+        dweight.to(weight.dtype) if need_dweight else empty,
+        dbias.to(weight.dtype) if need_dbias else weight.new_empty(0),
+    )
+
+
+def _fake_forward(x, weight, bias):
+    return torch.empty_like(x)
+
+
+def _fake_backward(x, weight, dy, need_dx, need_dweight, need_dbias):
+    return (
+        torch.empty_like(x) if need_dx else x.new_empty(0),
+        weight.new_empty(weight.shape if need_dweight else 0),
+        weight.new_empty(weight.shape[0] if need_dbias else 0),
+    )
+
+
+_forward = define(
+    "_channel_mix_forward",
+    "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    reference=_composite_forward,
+    fake=_fake_forward,
+)
+_backward = define(
+    "_channel_mix_backward",
+    "(Tensor x, Tensor weight, Tensor dy, bool need_dx, bool need_dweight, bool need_dbias) -> (Tensor, Tensor, Tensor)",
+    reference=_composite_backward,
+    fake=_fake_backward,
+)
+
+
+# --- autograd ----------------------------------------------------------------------------------------------------------
+
+
+class _ChannelMix(torch.autograd.Function):
+    """Saves the input (the weight's gradient needs it) and the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        ctx.backend = forced_backend()
+        return _forward(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy):
+        x, weight = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return reference.backward(x, weight, dy)
+        need = ctx.needs_input_grad
+        with with_forced(ctx.backend):
+            dx, dweight, dbias = _backward(x, weight, canonical(dy), need[0], need[1], need[2])
+        return dx if need[0] else None, dweight if need[1] else None, dbias if need[2] else None
+
+
+# --- public ------------------------------------------------------------------------------------------------------------
+
+
+def channel_mix(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Mixes channels at every position: ``y[b, :, p] = weight @ x[b, :, p] + bias`` (an invertible 1x1 convolution).
+
+    Args:
+        x: ``[B, C, *spatial]``, float32, float64, bfloat16 or float16; contiguous, channels-last or sliced.
+        weight: ``[C, C]``. The product is computed in float32 (float64 for float64 x), autocast or not.
+        bias: ``[C]`` or None.
+
+    Returns:
+        y, shaped, typed and laid out like x. Its log-determinant, ``P * log|det weight|`` for P positions, is the
+        caller's: it follows from the weight alone.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit; the sentence says which.
+
+    Cost: O(B C^2 P) operations, one read of x and one write of y. The backward reads x and dy once and makes the
+    gradients of x, weight and bias in that pass. Reference: Kingma & Dhariwal 2018 (Glow), section 3.2.
+    """
+    if x.dim() < 2:
+        raise ValueError(f"x must be [B, C, *spatial], got shape {tuple(x.shape)}")
+    channels = x.shape[1]
+    if x.dtype not in _FLOATS:
+        raise ValueError(f"x must be floating point, got {x.dtype}")
+    if weight.shape != (channels, channels):
+        raise ValueError(f"weight must be [{channels}, {channels}] for x of shape {tuple(x.shape)}, got {tuple(weight.shape)}")
+    if bias is not None and bias.shape != (channels,):
+        raise ValueError(f"bias must be [{channels}], got {tuple(bias.shape)}")
+    for name, other in (("weight", weight), ("bias", bias)):
+        if other is not None and other.device != x.device:
+            raise ValueError(f"{name} is on {other.device} but x is on {x.device}")
+    dtype = compute_dtype(x)
+    weight = weight.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    if under_transform():
+        return reference.forward(x, weight, bias)
+    x, weight = canonical(x), weight.contiguous()
+    if torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        return _ChannelMix.apply(x, weight, bias)
+    return _forward(x, weight, bias)

@@ -1,0 +1,107 @@
+"""Shuffled batches of an image set, on the device, in an order that can be taken up again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .data import DataError, ImageData
+
+
+class Batches:
+    """Endless shuffled batches of an ImageData on a device.
+
+    Every epoch has its own permutation, drawn on the CPU from a generator that nothing else uses: the order depends on
+    the seed alone, not on the device, and a saved state continues it bit for bit. The whole set lives on the device (as
+    uint8, a byte per value), so that a batch costs one gather there and no copy from the host.
+
+    Every image appears at most once per epoch. With drop_last, what is left at an epoch's end is smaller than a batch
+    and is dropped, other images each time; without, it comes as a smaller batch. A batch_size above the number of
+    images gives the whole set as every batch.
+
+    Args:
+        data: `[N]` images, N at least 1.
+        batch_size: images per batch.
+        seed: of the generator.
+        device: where the images live and the batches appear.
+        drop_last: see above.
+
+    Raises:
+        DataError: no images, or a batch size below 1.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        batch_size: int,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        drop_last: bool = True,
+    ) -> None:
+        if batch_size < 1:
+            raise DataError(f"batch size {batch_size}: expected at least 1")
+        if not len(data):
+            raise DataError(f"{data.name}: there are no images to make batches of")
+        self._images = data.images.to(device)
+        self._labels = None if data.labels is None else data.labels.to(device)
+        self._batch_size = min(batch_size, len(data))
+        self._drop_last = drop_last
+        self._generator = torch.Generator().manual_seed(seed)
+        self._epoch = 0
+        self._start_epoch()
+
+    def next(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The next batch: uint8 `[B, C, H, W]` and its labels, int64 `[B]` or None, on the device."""
+        left = len(self._images) - self._position
+        if left < (self._batch_size if self._drop_last else 1):
+            self._epoch += 1
+            self._start_epoch()
+        index = self._order[self._position : self._position + self._batch_size]
+        self._position += len(index)
+        images = self._images.index_select(0, index)
+        return images, None if self._labels is None else self._labels.index_select(0, index)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the latest batch, counted from 0 (0 before the first batch)."""
+        return self._epoch
+
+    @property
+    def epochs(self) -> float:
+        """How often the set has been gone through: whole epochs and the part of the present one."""
+        return self._epoch + self._position / len(self._images)
+
+    def state_dict(self) -> dict[str, torch.Tensor | int]:
+        """Where the order stands: the generator's state at the start of the epoch (uint8), and ints."""
+        return {
+            "generator": self._generator_at_start.clone(),
+            "epoch": self._epoch,
+            "position": self._position,
+            "images": len(self._images),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where a `state_dict` was taken, in batches of this object's own size.
+
+        Raises:
+            DataError: the state is of a set with another number of images, or is incomplete.
+        """
+        missing = {"generator", "epoch", "position", "images"} - state.keys()
+        if missing:
+            raise DataError(f"the saved data order lacks {', '.join(sorted(missing))}: resume from another checkpoint")
+        if int(state["images"]) != len(self._images):
+            raise DataError(
+                f"the saved data order is of {int(state['images'])} images but there are {len(self._images)}: resume with "
+                "the data and split that the run began with"
+            )
+        self._generator.set_state(state["generator"].cpu())
+        self._epoch = int(state["epoch"])
+        self._start_epoch()
+        self._position = int(state["position"])
+
+    def _start_epoch(self) -> None:
+        self._generator_at_start = self._generator.get_state()
+        self._order = torch.randperm(len(self._images), generator=self._generator).to(self._images.device)
+        self._position = 0

@@ -1,0 +1,93 @@
+"""uint8 images in numpy's own files, `.npz` and `.npy`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .image_data import DataError, ImageData, need, numbered_classes
+from .resize import conform
+
+if TYPE_CHECKING:
+    import numpy
+
+_IMAGES = ("images", "x", "x_train", "data", "arr_0")
+_LABELS = ("labels", "y", "y_train")
+_SHAPES = "[N, H, W], [N, H, W, C] or [N, C, H, W] with C from 1 to 4"
+
+
+def load_arrays(path: Path, size: tuple[int, int] | None, channels: int | None) -> ImageData:
+    """Read an `.npz` or `.npy` file; see `load_images` for its keys and shapes.
+
+    Raises:
+        DataError: not a numpy file, python objects in it, no images, images that are not uint8 or of a shape that
+            cannot be told, labels that do not fit the images, numpy missing.
+    """
+    numpy = need("numpy", "reading numpy files")
+    # Members of an .npz are read when they are asked for, so everything that touches the file stays in here.
+    try:
+        with path.open("rb") as file:
+            loaded = numpy.load(file, allow_pickle=False)
+            if isinstance(loaded, numpy.ndarray):
+                images, labels, test_images, test_labels = _images(path, "the array", loaded), None, None, None
+            else:
+                images, labels = _pair(path, loaded, _IMAGES, _LABELS)
+                test_images, test_labels = None, None
+                if "x_test" in loaded:
+                    test_images, test_labels = _pair(path, loaded, ("x_test",), ("y_test",))
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file may be an error of numpy, zipfile, zlib, tokenize, ...
+        raise DataError(f"{path} cannot be read as uint8 images without loading python objects ({error})") from error
+    if test_images is not None and (labels is None) != (test_labels is None):
+        raise DataError(f"{path} has labels for only one of its training and test images: add the others or remove them")
+    classes = numbered_classes(str(path), labels, test_labels)
+    test = None
+    if test_images is not None:
+        test = ImageData(conform(test_images, size, channels, str(path)), test_labels, 256, classes, path.stem)
+    return ImageData(conform(images, size, channels, str(path)), labels, 256, classes, path.stem, test)
+
+
+def _pair(
+    path: Path, arrays: Mapping[str, Any], image_keys: tuple[str, ...], label_keys: tuple[str, ...]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    key = next((key for key in image_keys if key in arrays), None)
+    if key is None:
+        raise DataError(
+            f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}: expected images under one of {', '.join(image_keys)}"
+        )
+    images = _images(path, key, arrays[key])
+    label_key = next((key for key in label_keys if key in arrays), None)
+    return images, None if label_key is None else _labels(path, label_key, arrays[label_key], len(images))
+
+
+def _images(path: Path, key: str, array: numpy.ndarray) -> torch.Tensor:
+    """A numpy array as uint8 `[N, C, H, W]`."""
+    if array.dtype != "uint8":
+        raise DataError(f"{path}: {key} is {array.dtype}, expected uint8 (0 to 255): convert it and save it again")
+    stated = f"{path}: {key} has shape {list(array.shape)}"
+    if array.ndim not in (3, 4):
+        raise DataError(f"{stated}, expected {_SHAPES}")
+    if array.size == 0:
+        raise DataError(f"{stated} and so holds no image")
+    images = torch.from_numpy(array)
+    if array.ndim == 3:
+        if array.shape[2] <= 4:
+            raise DataError(f"{stated}, which may be one image [H, W, C] or many [N, H, W]: expected {_SHAPES}")
+        return images.unsqueeze(1)
+    if array.shape[3] <= 4:
+        return images.permute(0, 3, 1, 2)
+    if array.shape[1] <= 4:
+        return images
+    raise DataError(f"{stated}, in which no axis can be the channels: expected {_SHAPES}")
+
+
+def _labels(path: Path, key: str, array: numpy.ndarray, count: int) -> torch.Tensor:
+    if array.dtype.kind not in "iu" or array.shape not in ((count,), (count, 1)):
+        raise DataError(
+            f"{path}: {key} is {array.dtype} {list(array.shape)}, expected whole numbers, one for each of {count} images"
+        )
+    return torch.from_numpy(array.astype("int64").reshape(count))

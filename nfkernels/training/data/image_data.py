@@ -1,0 +1,155 @@
+"""An image set in memory, the error that explains itself, and the cut into train, validation and test."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from numbers import Integral, Real
+from types import ModuleType
+
+import torch
+
+# Labels become indices of an embedding; larger numbers are ids of something else (and a name would be made for each).
+MAX_CLASSES = 65536
+
+
+class DataError(ValueError):
+    """One sentence: what was given, what was expected, what to do."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageData:
+    """Images in memory, with their labels if they have any.
+
+    Args:
+        images: uint8 `[N, C, H, W]`, contiguous, on the CPU, values 0 .. grey_levels - 1.
+        labels: int64 `[N]`, each an index into `classes`; or None.
+        grey_levels: how many values a channel can take: 17 for the digits, otherwise 256.
+        classes: the class names; None exactly when labels is None.
+        name: what reports call the set.
+        test: the set's own test part, of the same image shape and classes, where the source has one.
+
+    Raises:
+        DataError: the parts do not fit together.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor | None
+    grey_levels: int
+    classes: tuple[str, ...] | None
+    name: str
+    test: ImageData | None = None
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.device.type != "cpu":
+            raise DataError(
+                f"{self.name}: images are {images.dtype} {list(images.shape)} on {images.device}, "
+                "expected uint8 [N, C, H, W] on the CPU"
+            )
+        if not images.is_contiguous():
+            raise DataError(f"{self.name}: images are not contiguous: pass images.contiguous()")
+        # 256 levels cannot be exceeded, so the pass over the data is only paid by small sets.
+        if self.grey_levels < 256 and images.numel() and int(images.max()) >= self.grey_levels:
+            raise DataError(f"{self.name}: a value is {int(images.max())}, expected below {self.grey_levels} grey levels")
+        if (labels is None) != (self.classes is None):
+            raise DataError(f"{self.name}: labels and classes go together, but only one of them was given")
+        if labels is not None:
+            if labels.dtype != torch.int64 or labels.shape != (len(images),):
+                raise DataError(
+                    f"{self.name}: labels are {labels.dtype} {list(labels.shape)}, expected int64 [{len(images)}]"
+                )
+            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.classes):
+                raise DataError(
+                    f"{self.name}: labels run from {int(labels.min())} to {int(labels.max())}, "
+                    f"expected 0 to {len(self.classes) - 1}, one per class"
+                )
+        if self.test is not None:
+            if self.test.images.shape[1:] != images.shape[1:]:
+                raise DataError(
+                    f"{self.name}: training images are {list(images.shape[1:])} but test images are "
+                    f"{list(self.test.images.shape[1:])}: pass --size to bring them to one size"
+                )
+            if self.test.classes != self.classes:
+                raise DataError(f"{self.name}: the training and test parts do not have the same classes")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, index: torch.Tensor) -> ImageData:
+        """The images (and labels) at int64 `[M]` indices, copied, without the test part."""
+        labels = None if self.labels is None else self.labels[index]
+        return dataclasses.replace(self, images=self.images[index], labels=labels, test=None)
+
+
+def numbered_classes(source: str, *labels: torch.Tensor | None) -> tuple[str, ...] | None:
+    """Names "0", "1", ... for labels that come as plain numbers (of all parts of a set together); None without labels."""
+    present = [part for part in labels if part is not None and len(part)]
+    if not present:
+        return None
+    low, high = min(int(part.min()) for part in present), max(int(part.max()) for part in present)
+    if low < 0 or high >= MAX_CLASSES:
+        raise DataError(f"{source}: labels run from {low} to {high}, expected class numbers 0 to {MAX_CLASSES - 1}")
+    return tuple(str(number) for number in range(high + 1))
+
+
+def need(module: str, what: str) -> ModuleType:
+    """Import an optional dependency of training; a DataError that says how to get it if it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DataError(f'{what} needs {module.split(".")[0]}: pip install "nfkernels[train]"') from error
+
+
+def split(
+    data: ImageData, *, seed: int, validation: int | float | None = None, test: int | float | None = None
+) -> tuple[ImageData, ImageData, ImageData]:
+    """Cut a set into train, validation and test: disjoint, together everything, the same for the same seed.
+
+    An int is a number of images, a float a fraction of the set (at least one image unless it is 0). Left out:
+
+    - a set with its own test part keeps that as test; validation is 10 % of the rest, at most 5000 images;
+    - the digits: 1350 train, 150 validation, 297 test;
+    - anything else: 10 % validation, 10 % test.
+
+    Args:
+        data: `[N]` images.
+        seed: of the permutation that the cut is made in.
+        validation, test: sizes of those parts.
+
+    Returns:
+        train, validation, test, each with data's name, classes and grey levels (and a copy of its images).
+
+    Raises:
+        DataError: a size out of range, a test size for a set that has its own test part, or nothing left to train on.
+    """
+    total = len(data)
+    is_digits = data.grey_levels == 17 and total == 1797
+    tenth = _count(0.1, total, "validation")
+    if data.test is not None:
+        if test is not None:
+            raise DataError(
+                f"{data.name} has its own test part of {len(data.test)} images: leave out the test size ({test})"
+            )
+        n_test, default_validation = 0, min(tenth, 5000)
+    else:
+        default_test, default_validation = (297, 150) if is_digits else (tenth, tenth)
+        n_test = default_test if test is None else _count(test, total, "test")
+    n_validation = default_validation if validation is None else _count(validation, total, "validation")
+    n_train = total - n_validation - n_test
+    if n_train < 1:
+        raise DataError(
+            f"{data.name} has {total} images, so {n_validation} for validation and {n_test} for test leave none to "
+            "train on: ask for fewer"
+        )
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    train, held_out, own_test = (data.take(part) for part in order.split([n_train, n_validation, n_test]))
+    return train, held_out, own_test if data.test is None else data.test
+
+
+def _count(value: int | float, total: int, part: str) -> int:
+    if isinstance(value, Integral) and not isinstance(value, bool) and value >= 0:
+        return int(value)
+    if isinstance(value, Real) and not isinstance(value, Integral) and 0 <= value < 1:
+        return max(1, round(value * total)) if value else 0
+    raise DataError(f"{part} size {value!r}: expected a number of images (an int) or a fraction from 0 to below 1")

@@ -1,0 +1,87 @@
+"""`load_images`: from what the user named to the reader that knows it."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+import torch
+
+from .arrays import load_arrays
+from .cifar import find_layout, load_cifar
+from .folder import load_folder
+from .idx import is_idx_folder, load_idx
+from .image_data import DataError, ImageData, need
+from .resize import conform, parse_size
+
+_ACCEPTED = (
+    '"digits", a folder of pictures (flat or one sub-folder per class), a folder of MNIST-style idx files, '
+    "an unpacked CIFAR python folder, or an .npz or .npy file of uint8 images"
+)
+
+
+def load_images(
+    source: str | os.PathLike[str] = "digits",
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+) -> ImageData:
+    """Read an image set into memory as uint8 `[N, C, H, W]`.
+
+    Sources:
+
+    - `"digits"`: scikit-learn's 1797 digits, 8 x 8, one channel, 17 grey levels, labelled. (A folder of that name
+      is `"./digits"`.)
+    - A folder of pictures (PNG, JPEG, BMP, GIF, PPM, TIFF, WebP), flat and so without labels, or with one sub-folder per
+      class, classes in the order of their names. Hidden files and files of other kinds are passed over. Pictures
+      are turned upright by their EXIF tag; of 16 bits the high byte is kept, alpha is dropped, of an animation the
+      first frame is taken. RGB, or one channel if every picture is grey or `channels` is 1. With `size` the
+      short side is fitted and the middle kept; without, all pictures must have one size.
+    - A folder of idx files as MNIST and Fashion-MNIST name them, gzipped or not; the t10k pair becomes `.test`.
+    - The folder of CIFAR-10's or CIFAR-100's python batches, read without loading a pickle; test_batch becomes `.test`.
+    - An `.npz` file (allow_pickle=False) with images under `images`, `x`, `x_train`, `data` or `arr_0` (the first
+      that is there) and labels, if any, under `labels`, `y` or `y_train`; `x_test` and `y_test` become `.test`. Or an `.npy` file
+      of images. uint8 `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]` with C from 1 to 4. Where both of the last
+      two fit, the channels are taken to be last.
+
+    Args:
+        source: one of the above.
+        size: height and width of the result (an int: both), None to keep them. For sources other than pictures: a
+            size larger in both dimensions by an even number of pixels, at most 8, pads with zeros (28 -> 32, which
+            can be squeezed three times); any other resamples as for pictures.
+        channels: of the result, None to keep them. 1 makes grey of RGB, 3 repeats grey.
+
+    Raises:
+        DataError: the source is missing, of an unknown kind, damaged or inconsistent, or a package is not installed.
+    """
+    wanted = parse_size(size)
+    if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels < 1):
+        raise DataError(f"channels {channels!r}: expected a positive number")
+    if isinstance(source, str) and source == "digits":
+        return _load_digits(wanted, channels)
+    if not isinstance(source, (str, os.PathLike)):
+        raise DataError(f"an image source of type {type(source).__name__}: expected {_ACCEPTED}")
+    path = Path(source).expanduser()
+    if path.is_dir():
+        layout = find_layout(path)
+        if layout is not None:
+            return load_cifar(path, layout, wanted, channels)
+        if is_idx_folder(path):
+            return load_idx(path, wanted, channels)
+        return load_folder(path, wanted, channels)
+    if not path.exists():
+        close = difflib.get_close_matches(str(source).lower(), ["digits"])
+        hint = 'did you mean "digits"?' if close else f"expected {_ACCEPTED}"
+        raise DataError(f"{source} does not exist: {hint}")
+    if path.suffix.lower() in (".npz", ".npy"):
+        return load_arrays(path, wanted, channels)
+    raise DataError(f"{source} is not a kind of file that is known: expected {_ACCEPTED}")
+
+
+def _load_digits(size: tuple[int, int] | None, channels: int | None) -> ImageData:
+    digits = need("sklearn.datasets", "the digits data set").load_digits()
+    images = torch.from_numpy(digits.images).to(torch.uint8).unsqueeze(1)
+    classes = tuple(str(name) for name in digits.target_names)
+    images = conform(images, size, channels, "digits", grey_levels=17)
+    return ImageData(images, torch.from_numpy(digits.target).long(), 17, classes, "digits")
