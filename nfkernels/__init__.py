@@ -3,5 +3,5 @@
 from . import ops
 from .ops import ScaleMap, affine_coupling, channel_mix, use_backend
 
-__version__ = "0.1.0"
+from ._version import __version__
 __all__ = ["ScaleMap", "__version__", "affine_coupling", "channel_mix", "ops", "use_backend"]

@@ -93,8 +93,8 @@ class Batches:
             raise DataError(f"the saved data order lacks {', '.join(sorted(missing))}: resume from another checkpoint")
         if int(state["images"]) != len(self._images):
             raise DataError(
-                f"the saved data order is of {int(state['images'])} images but there are {len(self._images)}: resume with "
-                "the data and split that the run began with"
+                f"the saved data order is of {int(state['images'])} images but there are {len(self._images)}: "
+                "resume with the data and split that the run began with"
             )
         self._generator.set_state(state["generator"].cpu())
         self._epoch = int(state["epoch"])

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .image_data import DataError, ImageData, need, numbered_classes
-from .resize import conform
+from .conform import Part, assemble
+from .image_data import DataError, ImageData, need
 
 if TYPE_CHECKING:
     import numpy
@@ -32,33 +32,22 @@ def load_arrays(path: Path, size: tuple[int, int] | None, channels: int | None) 
         with path.open("rb") as file:
             loaded = numpy.load(file, allow_pickle=False)
             if isinstance(loaded, numpy.ndarray):
-                images, labels, test_images, test_labels = _images(path, "the array", loaded), None, None, None
+                train, test = (_images(path, "the array", loaded), None), None
             else:
-                images, labels = _pair(path, loaded, _IMAGES, _LABELS)
-                test_images, test_labels = None, None
-                if "x_test" in loaded:
-                    test_images, test_labels = _pair(path, loaded, ("x_test",), ("y_test",))
+                train = _pair(path, loaded, _IMAGES, _LABELS)
+                test = _pair(path, loaded, ("x_test",), ("y_test",)) if "x_test" in loaded else None
     except (DataError, MemoryError):
         raise
     except Exception as error:  # a damaged file may be an error of numpy, zipfile, zlib, tokenize, ...
         raise DataError(f"{path} cannot be read as uint8 images without loading python objects ({error})") from error
-    if test_images is not None and (labels is None) != (test_labels is None):
-        raise DataError(f"{path} has labels for only one of its training and test images: add the others or remove them")
-    classes = numbered_classes(str(path), labels, test_labels)
-    test = None
-    if test_images is not None:
-        test = ImageData(conform(test_images, size, channels, str(path)), test_labels, 256, classes, path.stem)
-    return ImageData(conform(images, size, channels, str(path)), labels, 256, classes, path.stem, test)
+    return assemble(str(path), path.stem, train, test, size, channels)
 
 
-def _pair(
-    path: Path, arrays: Mapping[str, Any], image_keys: tuple[str, ...], label_keys: tuple[str, ...]
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _pair(path: Path, arrays: Mapping[str, Any], image_keys: tuple[str, ...], label_keys: tuple[str, ...]) -> Part:
     key = next((key for key in image_keys if key in arrays), None)
     if key is None:
-        raise DataError(
-            f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}: expected images under one of {', '.join(image_keys)}"
-        )
+        held = ", ".join(sorted(arrays)) or "nothing"
+        raise DataError(f"{path} holds {held}: expected images under one of {', '.join(image_keys)}")
     images = _images(path, key, arrays[key])
     label_key = next((key for key in label_keys if key in arrays), None)
     return images, None if label_key is None else _labels(path, label_key, arrays[label_key], len(images))
@@ -88,6 +77,6 @@ def _images(path: Path, key: str, array: numpy.ndarray) -> torch.Tensor:
 def _labels(path: Path, key: str, array: numpy.ndarray, count: int) -> torch.Tensor:
     if array.dtype.kind not in "iu" or array.shape not in ((count,), (count, 1)):
         raise DataError(
-            f"{path}: {key} is {array.dtype} {list(array.shape)}, expected whole numbers, one for each of {count} images"
+            f"{path}: {key} is {array.dtype} {list(array.shape)}, expected one whole number for each of {count} images"
         )
     return torch.from_numpy(array.astype("int64").reshape(count))

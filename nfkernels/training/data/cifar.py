@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from .image_data import DataError, ImageData, numbered_classes
-from .resize import conform
+from .conform import assemble
+from .image_data import DataError, ImageData
 
 _SHAPE = (3, 32, 32)
 
@@ -57,19 +57,10 @@ def load_cifar(folder: Path, layout: Layout, size: tuple[int, int] | None, chann
     if missing:
         raise DataError(f"{folder} lacks {', '.join(missing)} of {layout.name}: unpack the archive again")
     parts = [_read_batch(folder / name, layout) for name in layout.train]
-    images, labels = (torch.cat(pieces) for pieces in zip(*parts))
-    test_path = folder / layout.test
-    test_images, test_labels = _read_batch(test_path, layout) if test_path.is_file() else (None, None)
-
-    meta_path = folder / layout.meta
-    if meta_path.is_file():
-        classes = _read_classes(meta_path, layout)
-    else:
-        classes = numbered_classes(str(folder), labels, test_labels)
-    name, test = folder.resolve().name, None
-    if test_images is not None:
-        test = ImageData(conform(test_images, size, channels, str(folder)), test_labels, 256, classes, name)
-    return ImageData(conform(images, size, channels, str(folder)), labels, 256, classes, name, test)
+    train = torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
+    test = _read_batch(folder / layout.test, layout) if (folder / layout.test).is_file() else None
+    classes = _read_classes(folder / layout.meta, layout) if (folder / layout.meta).is_file() else None
+    return assemble(str(folder), folder.resolve().name, train, test, size, channels, classes)
 
 
 def _read_batch(path: Path, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,23 +141,24 @@ def _read_dict(path: Path, what: str) -> dict[str, Any]:
     return {key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in content.items()}
 
 
+_PUSH = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
+_PUSH_NEW = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
 class _Machine:
     """The part of pickle's stack machine that arrays, lists of numbers and dictionaries need."""
-
-    _PUSH = {
-        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"),
-        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
-    }
-    _PUSH_NEW = {
-        "NONE": lambda: None,
-        "NEWTRUE": lambda: True,
-        "NEWFALSE": lambda: False,
-        "EMPTY_TUPLE": tuple,
-        "EMPTY_LIST": list,
-        "EMPTY_DICT": dict,
-    }
-    _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -175,12 +167,12 @@ class _Machine:
 
     def step(self, name: str, argument: Any) -> None:
         stack = self.stack
-        if name in self._PUSH:
+        if name in _PUSH:
             stack.append(argument)
-        elif name in self._PUSH_NEW:
-            stack.append(self._PUSH_NEW[name]())
-        elif name in self._TUPLES:
-            stack.append(tuple(self._cut(len(stack) - self._TUPLES[name])))
+        elif name in _PUSH_NEW:
+            stack.append(_PUSH_NEW[name]())
+        elif name in _TUPLES:
+            stack.append(tuple(self._cut(len(stack) - _TUPLES[name])))
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
             self.memo[argument] = stack[-1]
         elif name == "MEMOIZE":
@@ -236,7 +228,7 @@ class _Machine:
         plain = all(isinstance(key, (str, bytes, int)) for key in items[::2])
         if not isinstance(self.stack[-1], dict) or len(items) % 2 or not plain:
             raise _Unexpected("it holds something other than plain dictionaries")
-        self.stack[-1].update(zip(items[::2], items[1::2]))
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     @staticmethod
     def _named(module: Any, name: Any) -> _Known:
@@ -269,7 +261,8 @@ def _array(value: Any) -> tuple[tuple[Any, ...], bytearray]:
     if len(parts) != 4:
         raise _Unexpected("its data is not a numpy array")
     shape, dtype, column_major, raw = parts
-    if not isinstance(dtype, _Call) or dtype.function is not _Known.DTYPE or dtype.arguments[:1] not in (("u1",), (b"u1",)):
+    is_dtype = isinstance(dtype, _Call) and dtype.function is _Known.DTYPE
+    if not is_dtype or dtype.arguments[:1] not in (("u1",), (b"u1",)):
         raise _Unexpected("its data is not uint8")
     if isinstance(raw, str):  # Python 2 has one type for both, which genops gives as latin-1 text
         raw = raw.encode("latin-1", "replace")

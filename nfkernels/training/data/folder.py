@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .conform import fit, in_chunks, to_tensor
 from .image_data import DataError, ImageData, need
-from .resize import fit, in_chunks, to_tensor
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,8 +41,8 @@ def load_folder(folder: Path, size: tuple[int, int] | None, channels: int | None
             image = _decode(paths[index], channels)
             if size is None and image.size != first.size:
                 raise DataError(
-                    f"{folder}: sizes differ ({paths[0].name} is {first.width} x {first.height}, {paths[index].name} is "
-                    f"{image.width} x {image.height}): pass --size to bring all pictures to one size"
+                    f"{folder}: sizes differ ({first.width} x {first.height} of {paths[0].name}, {image.width} x "
+                    f"{image.height} of {paths[index].name}): pass --size to bring all pictures to one size"
                 )
             images[index] = to_tensor(fit(image, (height, width)))
 
@@ -65,10 +65,12 @@ def _find(folder: Path) -> tuple[list[Path], torch.Tensor | None, tuple[str, ...
     if not flat:
         deeper = next((path.parent.parent for path in sorted(folder.glob("*/*/*")) if _is_picture(path)), None)
         if deeper:
-            raise DataError(f"{folder} holds pictures only in sub-folders of sub-folders: pass one of them, such as {deeper}")
+            raise DataError(
+                f"{folder} holds pictures only two folders deep: pass one of its sub-folders, such as {deeper}"
+            )
         raise DataError(
-            f"{folder} holds no picture: looked for {', '.join(SUFFIXES)} in it and in its sub-folders (one per class), "
-            "for MNIST-style idx files, and for CIFAR batches"
+            f"{folder} holds no picture: looked in it and in its sub-folders (one per class) for "
+            f"{', '.join(SUFFIXES)}, and for MNIST-style idx files and CIFAR batches"
         )
     return flat, None, None
 

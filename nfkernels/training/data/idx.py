@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from .image_data import DataError, ImageData, numbered_classes
-from .resize import conform
+from .conform import Part, assemble
+from .image_data import DataError, ImageData
 
 _BLOCK = 1 << 20
 
@@ -30,16 +30,9 @@ def load_idx(folder: Path, size: tuple[int, int] | None, channels: int | None) -
     """
     if _find(folder, "train", "images") is None:
         raise DataError(f"{folder} holds t10k images but no train-images-idx3-ubyte[.gz]: add the training files")
-    name = folder.resolve().name
-    images, labels = _read_part(folder, "train")
-    test_images, test_labels = _read_part(folder, "t10k") if _find(folder, "t10k", "images") else (None, None)
-    if test_images is not None and (labels is None) != (test_labels is None):
-        raise DataError(f"{folder} has labels for only one of its training and test images: add the others or remove them")
-    classes = numbered_classes(str(folder), labels, test_labels)
-    test = None
-    if test_images is not None:
-        test = ImageData(conform(test_images, size, channels, str(folder)), test_labels, 256, classes, name)
-    return ImageData(conform(images, size, channels, str(folder)), labels, 256, classes, name, test)
+    train = _read_part(folder, "train")
+    test = _read_part(folder, "t10k") if _find(folder, "t10k", "images") else None
+    return assemble(str(folder), folder.resolve().name, train, test, size, channels)
 
 
 def _find(folder: Path, part: str, kind: str) -> Path | None:
@@ -48,7 +41,7 @@ def _find(folder: Path, part: str, kind: str) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def _read_part(folder: Path, part: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _read_part(folder: Path, part: str) -> Part:
     path = _find(folder, part, "images")
     images = _read(path, dims=3).unsqueeze(1)
     label_path = _find(folder, part, "labels")

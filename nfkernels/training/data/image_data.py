@@ -9,9 +9,6 @@ from types import ModuleType
 
 import torch
 
-# Labels become indices of an embedding; larger numbers are ids of something else (and a name would be made for each).
-MAX_CLASSES = 65536
-
 
 class DataError(ValueError):
     """One sentence: what was given, what was expected, what to do."""
@@ -51,7 +48,7 @@ class ImageData:
             raise DataError(f"{self.name}: images are not contiguous: pass images.contiguous()")
         # 256 levels cannot be exceeded, so the pass over the data is only paid by small sets.
         if self.grey_levels < 256 and images.numel() and int(images.max()) >= self.grey_levels:
-            raise DataError(f"{self.name}: a value is {int(images.max())}, expected below {self.grey_levels} grey levels")
+            raise DataError(f"{self.name}: a value is {int(images.max())}, expected below {self.grey_levels}")
         if (labels is None) != (self.classes is None):
             raise DataError(f"{self.name}: labels and classes go together, but only one of them was given")
         if labels is not None:
@@ -82,23 +79,13 @@ class ImageData:
         return dataclasses.replace(self, images=self.images[index], labels=labels, test=None)
 
 
-def numbered_classes(source: str, *labels: torch.Tensor | None) -> tuple[str, ...] | None:
-    """Names "0", "1", ... for labels that come as plain numbers (of all parts of a set together); None without labels."""
-    present = [part for part in labels if part is not None and len(part)]
-    if not present:
-        return None
-    low, high = min(int(part.min()) for part in present), max(int(part.max()) for part in present)
-    if low < 0 or high >= MAX_CLASSES:
-        raise DataError(f"{source}: labels run from {low} to {high}, expected class numbers 0 to {MAX_CLASSES - 1}")
-    return tuple(str(number) for number in range(high + 1))
-
-
 def need(module: str, what: str) -> ModuleType:
     """Import an optional dependency of training; a DataError that says how to get it if it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise DataError(f'{what} needs {module.split(".")[0]}: pip install "nfkernels[train]"') from error
+        package = {"PIL": "Pillow", "sklearn": "scikit-learn"}.get(module.split(".")[0], module)
+        raise DataError(f'{what} needs {package}, which is missing: pip install "nfkernels[train]"') from error
 
 
 def split(

@@ -10,10 +10,10 @@ import torch
 
 from .arrays import load_arrays
 from .cifar import find_layout, load_cifar
+from .conform import conform, parse_size
 from .folder import load_folder
 from .idx import is_idx_folder, load_idx
 from .image_data import DataError, ImageData, need
-from .resize import conform, parse_size
 
 _ACCEPTED = (
     '"digits", a folder of pictures (flat or one sub-folder per class), a folder of MNIST-style idx files, '
@@ -33,17 +33,17 @@ def load_images(
 
     - `"digits"`: scikit-learn's 1797 digits, 8 x 8, one channel, 17 grey levels, labelled. (A folder of that name
       is `"./digits"`.)
-    - A folder of pictures (PNG, JPEG, BMP, GIF, PPM, TIFF, WebP), flat and so without labels, or with one sub-folder per
-      class, classes in the order of their names. Hidden files and files of other kinds are passed over. Pictures
+    - A folder of pictures (PNG, JPEG, BMP, GIF, PPM, TIFF, WebP), flat and so without labels, or with one sub-folder
+      per class, classes in the order of their names. Hidden files and files of other kinds are passed over. Pictures
       are turned upright by their EXIF tag; of 16 bits the high byte is kept, alpha is dropped, of an animation the
-      first frame is taken. RGB, or one channel if every picture is grey or `channels` is 1. With `size` the
-      short side is fitted and the middle kept; without, all pictures must have one size.
+      first frame is taken. RGB, or one channel if every picture is grey or `channels` is 1. With `size` the short side
+      is fitted and the middle kept; without, all pictures must have one size.
     - A folder of idx files as MNIST and Fashion-MNIST name them, gzipped or not; the t10k pair becomes `.test`.
     - The folder of CIFAR-10's or CIFAR-100's python batches, read without loading a pickle; test_batch becomes `.test`.
     - An `.npz` file (allow_pickle=False) with images under `images`, `x`, `x_train`, `data` or `arr_0` (the first
-      that is there) and labels, if any, under `labels`, `y` or `y_train`; `x_test` and `y_test` become `.test`. Or an `.npy` file
-      of images. uint8 `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]` with C from 1 to 4. Where both of the last
-      two fit, the channels are taken to be last.
+      that is there) and labels, if any, under `labels`, `y` or `y_train`; `x_test` and `y_test` become `.test`. Or an
+      `.npy` file of images. uint8 `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]` with C from 1 to 4; where both of the
+      last two fit, the channels are taken to be last.
 
     Args:
         source: one of the above.

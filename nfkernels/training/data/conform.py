@@ -1,4 +1,4 @@
-"""Bringing images to one size and one number of channels, on a few threads."""
+"""From what a reader found to an ImageData: one size, one number of channels, one list of classes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .image_data import DataError, need
+from .image_data import DataError, ImageData, need
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _CHUNK = 256  # images per task: many enough to hide a task's cost, few enough to share work and stop early
 _MAX_PAD = 8
+# Labels become indices of an embedding; larger numbers are ids of something else (and a name is made for each).
+_MAX_CLASSES = 65536
+
+Part = tuple[torch.Tensor, torch.Tensor | None]  # uint8 images [N, C, H, W], int64 labels [N]
 
 
 def parse_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -86,6 +90,36 @@ def conform(
     return out.clamp_(max=grey_levels - 1)
 
 
+def assemble(
+    source: str,
+    name: str,
+    train: Part,
+    test: Part | None,
+    size: tuple[int, int] | None,
+    channels: int | None,
+    classes: tuple[str, ...] | None = None,
+) -> ImageData:
+    """An ImageData of 8-bit parts, conformed; classes not given are "0", "1", ... up to the largest label."""
+    if test is not None and (train[1] is None) != (test[1] is None):
+        raise DataError(
+            f"{source} has labels for only one of its training and test parts: add the others or remove them"
+        )
+    parts = [part for part in (train, test) if part is not None]
+    if classes is None and train[1] is not None:
+        classes = _numbered_classes(source, torch.cat([labels for _, labels in parts]))
+    data = None
+    for images, labels in reversed(parts):  # the test part first: it becomes a field of the other
+        data = ImageData(conform(images, size, channels, source), labels, 256, classes, name, test=data)
+    return data
+
+
+def _numbered_classes(source: str, labels: torch.Tensor) -> tuple[str, ...]:
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= _MAX_CLASSES:
+        raise DataError(f"{source}: labels run from {low} to {high}, expected class numbers 0 to {_MAX_CLASSES - 1}")
+    return tuple(str(number) for number in range(high + 1))
+
+
 def _with_channels(images: torch.Tensor, channels: int | None, source: str) -> torch.Tensor:
     have = images.shape[1]
     if channels is None or channels == have:
@@ -95,7 +129,7 @@ def _with_channels(images: torch.Tensor, channels: int | None, source: str) -> t
     if (have, channels) == (3, 1):
         grey = images.new_empty(len(images), 1, *images.shape[2:])
         weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32).view(1, 3, 1, 1)
-        for part, target in zip(images.split(4096), grey.split(4096)):  # in parts: the sums are four times as wide
+        for part, target in zip(images.split(4096), grey.split(4096), strict=True):  # in parts: sums are int32
             target.copy_(((part * weights).sum(1, keepdim=True) + 32768) >> 16)
         return grey
     raise DataError(f"{source}: images have {have} channels and cannot be turned into {channels}: leave out channels")

@@ -1,0 +1,16 @@
+// The instruction set this translation unit is compiled for: its name (a namespace) and its vector width.
+//
+// Code here must not instantiate standard-library templates out of line: the linker would merge, say, an AVX-512 copy
+// of std::vector's members into everyone's.
+#pragma once
+
+#if defined(__AVX512F__) && defined(__AVX512VL__)
+#define NF_ISA avx512
+#define NF_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define NF_ISA avx2
+#define NF_VECTOR_BYTES 32
+#else
+#define NF_ISA baseline
+#define NF_VECTOR_BYTES 16
+#endif

@@ -1,0 +1,25 @@
+// y[b, :, p] = W x[b, :, p] + bias, and its gradients, to every kernel.
+#pragma once
+
+#include "types.h"
+
+namespace nf {
+
+struct MixForward {
+  DType data;  // of x and y; weight and bias are in the arithmetic's type (double for f64, else float)
+  int64_t batch, channels, positions;
+  View x, y;
+  const void* weight;  // [channels, channels], row-major
+  const void* bias;    // [channels] or null
+};
+
+struct MixBackward {
+  DType data;
+  int64_t batch, channels, positions;
+  View x, dy, dx;  // dx.data null: not wanted
+  const void* weight;
+  void* dweight;  // null: not wanted
+  void* dbias;    // null: not wanted
+};
+
+}  // namespace nf
