@@ -32,14 +32,15 @@ struct Signs {
   T shift, log;
 };
 
-template <typename T, MapKind kind, bool shift_first>
+template <typename T, MapKind kind, bool plain, bool shift_first>
 void forward_block(const Block<T>& k, int n, const MapConstants<T>& c, Signs<T> sign) {
   n &= ~(kLane - 1);
   const T *__restrict x = k.x, *__restrict t = k.t, *__restrict r = k.r, *__restrict g = k.g, *__restrict lg = k.log_g;
   T *__restrict y = k.y, *__restrict ls = k.log_s;
   const MapConstants<T> m = c;
+  NF_INDEPENDENT
   for (int i = 0; i < n; ++i) {
-    const Scale<T> v = scale_of<T, kind>(r[i], g[i], lg[i], m);
+    const Scale<T> v = scale_of<T, kind, plain>(r[i], g[i], lg[i], m);
     const T s = sign.log < 0 ? T(1) / v.s : v.s;
     const T shift = sign.shift * t[i];
     y[i] = shift_first ? (x[i] + shift) * s : x[i] * s + shift;
@@ -47,15 +48,16 @@ void forward_block(const Block<T>& k, int n, const MapConstants<T>& c, Signs<T> 
   }
 }
 
-template <typename T, MapKind kind, bool shift_first>
+template <typename T, MapKind kind, bool plain, bool shift_first>
 void backward_block(const Block<T>& k, int n, const MapConstants<T>& c, Signs<T> sign) {
   n &= ~(kLane - 1);
   const T *__restrict y = k.x, *__restrict t = k.t, *__restrict r = k.r, *__restrict g = k.g, *__restrict lg = k.log_g;
   const T *__restrict dy = k.dy, *__restrict dl = k.dlogdet;
   T *__restrict dx = k.dx, *__restrict dt = k.dt, *__restrict dr = k.dr, *__restrict dg = k.dg;
   const MapConstants<T> m = c;
+  NF_INDEPENDENT
   for (int i = 0; i < n; ++i) {
-    const Scale<T> v = scale_of<T, kind>(r[i], g[i], lg[i], m);
+    const Scale<T> v = scale_of<T, kind, plain>(r[i], g[i], lg[i], m);
     const T s = sign.log < 0 ? T(1) / v.s : v.s;
     const T through = dy[i] * s;
     const T scaled = shift_first ? y[i] : y[i] - sign.shift * t[i];
@@ -70,15 +72,33 @@ void backward_block(const Block<T>& k, int n, const MapConstants<T>& c, Signs<T>
 template <typename T>
 using BlockFunction = void (*)(const Block<T>&, int, const MapConstants<T>&, Signs<T>);
 
+template <typename T, bool backward, MapKind kind, bool plain>
+BlockFunction<T> block_function(bool shift_first) {
+  if (backward) return shift_first ? backward_block<T, kind, plain, true> : backward_block<T, kind, plain, false>;
+  return shift_first ? forward_block<T, kind, plain, true> : forward_block<T, kind, plain, false>;
+}
+
 template <typename T, bool backward>
-BlockFunction<T> block_function(MapKind kind, bool shift_first) {
-#define NF_ROW(K)                                                                                 \
-  {backward ? backward_block<T, MapKind::K, false> : forward_block<T, MapKind::K, false>,         \
-   backward ? backward_block<T, MapKind::K, true> : forward_block<T, MapKind::K, true>}
-  static const BlockFunction<T> table[][2] = {NF_ROW(additive), NF_ROW(exp),      NF_ROW(sigmoid), NF_ROW(tanh),
-                                              NF_ROW(atan),     NF_ROW(softplus), NF_ROW(softclip)};
-#undef NF_ROW
-  return table[static_cast<int>(kind)][shift_first];
+BlockFunction<T> block_function(const Coupling& k) {
+  const bool plain = k.constants.eps == 0, first = k.shift_first;
+  switch (k.kind) {
+    case MapKind::additive:
+      return block_function<T, backward, MapKind::additive, true>(first);
+    case MapKind::exp:
+      return block_function<T, backward, MapKind::exp, true>(first);
+    case MapKind::sigmoid:
+      return plain ? block_function<T, backward, MapKind::sigmoid, true>(first)
+                   : block_function<T, backward, MapKind::sigmoid, false>(first);
+    case MapKind::tanh:
+      return block_function<T, backward, MapKind::tanh, true>(first);
+    case MapKind::atan:
+      return block_function<T, backward, MapKind::atan, true>(first);
+    case MapKind::softplus:
+      return plain ? block_function<T, backward, MapKind::softplus, true>(first)
+                   : block_function<T, backward, MapKind::softplus, false>(first);
+    default:
+      return block_function<T, backward, MapKind::softclip, true>(first);
+  }
 }
 
 template <typename T>
@@ -215,7 +235,7 @@ struct ForwardJob : Common<T> {
     const View* data[] = {&io.x, &io.y};
     const View* raw[] = {&io.params};
     runs = find_runs(coupling, data, 2, raw, 1);
-    compute = block_function<T, false>(coupling.kind, coupling.shift_first);
+    compute = block_function<T, false>(coupling);
   }
 
   void by_runs(int64_t begin, int64_t end) {
@@ -396,7 +416,7 @@ struct BackwardJob : Common<T> {
     const View* data[] = {&io.y, &io.dx, &io.dy};
     const View* raw[] = {&io.params, &io.dparams};
     runs = find_runs(coupling, data, io.dy.data ? 3 : 2, raw, 2);
-    compute = block_function<T, true>(coupling.kind, coupling.shift_first);
+    compute = block_function<T, true>(coupling);
   }
 
   T dlogdet(int64_t b) const {

@@ -8,8 +8,9 @@
 #include <cstdint>
 #include <cstring>
 
+// Inlining is not a hint here: a call in the loop would keep it scalar.
 #ifndef NF_FN
-#define NF_FN static inline
+#define NF_FN static inline __attribute__((always_inline))
 #endif
 
 namespace nf {
@@ -26,9 +27,6 @@ NF_FN int32_t to_bits(float f) {
   std::memcpy(&i, &f, sizeof i);
   return i;
 }
-
-NF_FN float select(bool c, float a, float b) { return c ? a : b; }
-NF_FN double select(bool c, double a, double b) { return c ? a : b; }
 
 // Contraction to a fused multiply-add is left to the compiler: it happens where the instruction set has one.
 NF_FN float exp_(float x) {

@@ -23,7 +23,6 @@ struct Scale {
 template <typename T>
 struct MapConstants {
   T prescale, offset, gain, clamp, eps, log_gain, log_clamp;
-  bool plain;  // eps == 0: the logarithm has a closed form that cannot underflow
 };
 
 template <typename T>
@@ -34,8 +33,7 @@ MapConstants<T> map_constants(const ScaleMapConstants& c) {
           T(c.clamp),
           T(c.eps),
           T(c.gain > 0 ? std::log(c.gain) : 0.0),
-          T(std::log(c.clamp)),
-          c.eps == 0.0};
+          T(std::log(c.clamp))};
 }
 
 template <typename T>
@@ -49,7 +47,8 @@ NF_FN T max_(T a, T b) {
 
 // `g` is this channel's learned gain (1 where there is none), `log_g` its logarithm.
 // Whatever a caller does not use of the result is dead code to the compiler.
-template <typename T, MapKind kind>
+// `plain`: eps is 0, where sigmoid and softplus have closed logarithms that cannot underflow.
+template <typename T, MapKind kind, bool plain>
 NF_FN Scale<T> scale_of(T r, T g, T log_g, const MapConstants<T>& c) {
   const T a = r * c.prescale + c.offset;
   const T k = c.gain * g;
@@ -88,7 +87,7 @@ NF_FN Scale<T> scale_of(T r, T g, T log_g, const MapConstants<T>& c) {
     const bool positive = a >= T(0);
     const T p = positive ? high : low, rest = positive ? low : high;  // sigmoid(a), sigmoid(-a)
     out.s = k * p + c.eps;
-    if (c.plain) {
+    if constexpr (plain) {
       out.log_s = (min_(a, T(0)) - log1p_unit(u)) + (c.log_gain + log_g);
       out.derivative = rest * c.prescale;
       out.by_gain = T(1) / g;
@@ -103,7 +102,7 @@ NF_FN Scale<T> scale_of(T r, T g, T log_g, const MapConstants<T>& c) {
     const T p = (a >= T(0) ? T(1) : u) / (T(1) + u);
     const T free = k * value + c.eps;
     const bool inside = free <= c.clamp;
-    if (c.plain) {
+    if constexpr (plain) {
       const bool tail = a < T(-15);  // softplus(a) = e^a (1 - e^a / 2 ...) to working precision
       const T series = a - u / T(2) + T(5) * u * u / T(24);
       out.log_s = (tail ? series : log_(value)) + (c.log_gain + log_g);
