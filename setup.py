@@ -18,7 +18,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 KERNELS = ["affine_coupling", "channel_mix"]
-OPTIMISE = ["-O3", "-fno-math-errno", "-fno-trapping-math"]
+OPTIMISE = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # Each kernel file is compiled once per set; isa.cpp chooses at run time.
 X86_SETS = {

@@ -18,7 +18,8 @@ constexpr int kTile = 256;
 constexpr int kRows = 6;                                // output channels per block
 constexpr int kVectors = NF_VECTOR_BYTES == 64 ? 4 : 2;  // vectors of columns per block: kRows * kVectors accumulators
 constexpr int kDot = NF_VECTOR_BYTES == 64 ? 4 : 3;      // dW is made in blocks of kDot x kDot
-constexpr int64_t kChunks = 32;                          // partial dW at most
+constexpr int64_t kChunks = 64;                          // partial dW at most
+constexpr int64_t kTilesPerChunk = 8;                    // what a chunk's lane sums cost is then a few percent
 constexpr int64_t kWork = 1 << 18;                       // multiply-adds worth a thread
 
 template <typename T>
@@ -39,20 +40,30 @@ template <typename T, int rows>
 void multiply_rows(const T* w, int64_t channels, const T* bias, const T* x, int64_t ldx, T* y, int64_t ldy) {
   using V = Simd<T>;
   typename V::type acc[rows][kVectors];
+  NF_UNROLL
   for (int r = 0; r < rows; ++r)
+    NF_UNROLL
     for (int v = 0; v < kVectors; ++v) acc[r][v] = typename V::type{} + (bias ? bias[r] : T(0));
   for (int64_t k = 0; k < channels; ++k) {
     typename V::type in[kVectors];
+    NF_UNROLL
     for (int v = 0; v < kVectors; ++v) in[v] = V::load(x + k * ldx + v * V::lanes);
+    NF_UNROLL
     for (int r = 0; r < rows; ++r)
+      NF_UNROLL
       for (int v = 0; v < kVectors; ++v) acc[r][v] += w[r * channels + k] * in[v];
   }
+  NF_UNROLL
   for (int r = 0; r < rows; ++r)
+    NF_UNROLL
     for (int v = 0; v < kVectors; ++v) V::store(y + r * ldy + v * V::lanes, acc[r][v]);
 }
 
+// Rows a power of two apart fall into few cache sets, so from a few row blocks on a group's columns are first copied
+// into `panel` [channels, group], where each row is read once per block.
 template <typename T>
-void multiply_tile(const T* w, int64_t channels, const T* bias, const T* x, int64_t ldx, T* y, int64_t ldy, int columns) {
+void multiply_tile(const T* w, int64_t channels, const T* bias, const T* x, int64_t ldx, T* y, int64_t ldy, int columns,
+                   T* panel) {
   using F = void (*)(const T*, int64_t, const T*, const T*, int64_t, T*, int64_t);
   static const F table[] = {nullptr,
                             multiply_rows<T, 1>,
@@ -61,11 +72,17 @@ void multiply_tile(const T* w, int64_t channels, const T* bias, const T* x, int6
                             multiply_rows<T, 4>,
                             multiply_rows<T, 5>,
                             multiply_rows<T, 6>};
-  for (int n = 0; n < columns; n += group<T>())
+  const bool copy = channels > 2 * kRows;
+  for (int n = 0; n < columns; n += group<T>()) {
+    if (copy)
+      for (int64_t k = 0; k < channels; ++k) std::memcpy(panel + k * group<T>(), x + k * ldx + n, group<T>() * sizeof(T));
+    const T* in = copy ? panel : x + n;
+    const int64_t ld = copy ? group<T>() : ldx;
     for (int64_t o = 0; o < channels; o += kRows) {
       const int64_t rows = channels - o < kRows ? channels - o : kRows;
-      table[rows](w + o * channels, channels, bias ? bias + o : nullptr, x + n, ldx, y + o * ldy + n, ldy);
+      table[rows](w + o * channels, channels, bias ? bias + o : nullptr, in, ld, y + o * ldy + n, ldy);
     }
+  }
 }
 
 // acc[i][j] (a vector each) += dy[i, :] * x[j, :] over the tile's columns.
@@ -73,17 +90,24 @@ template <typename T, int rows, int cols>
 void outer_block(const T* dy, int64_t ldy, const T* x, int64_t ldx, int columns, T* acc) {
   using V = Simd<T>;
   typename V::type sum[rows][cols];
+  NF_UNROLL
   for (int i = 0; i < rows; ++i)
+    NF_UNROLL
     for (int j = 0; j < cols; ++j) sum[i][j] = V::load(acc + (i * kDot + j) * V::lanes);
   for (int n = 0; n < columns; n += V::lanes) {
     typename V::type b[cols];
+    NF_UNROLL
     for (int j = 0; j < cols; ++j) b[j] = V::load(x + j * ldx + n);
+    NF_UNROLL
     for (int i = 0; i < rows; ++i) {
       const typename V::type a = V::load(dy + i * ldy + n);
+      NF_UNROLL
       for (int j = 0; j < cols; ++j) sum[i][j] += a * b[j];
     }
   }
+  NF_UNROLL
   for (int i = 0; i < rows; ++i)
+    NF_UNROLL
     for (int j = 0; j < cols; ++j) V::store(acc + (i * kDot + j) * V::lanes, sum[i][j]);
 }
 
@@ -181,7 +205,8 @@ struct Plan {
     for (int i = 0; i < n; ++i) plan.in_place = plan.in_place && views[i]->p == 1;
     plan.per_sample = plan.in_place ? (positions + kTile - 1) / kTile : 0;
     plan.tiles = plan.in_place ? batch * plan.per_sample : (plan.columns + kTile - 1) / kTile;
-    plan.chunks = plan.tiles < kChunks ? plan.tiles : kChunks;
+    plan.chunks = (plan.tiles + kTilesPerChunk - 1) / kTilesPerChunk;
+    if (plan.chunks > kChunks) plan.chunks = kChunks;
     return plan;
   }
 
@@ -232,16 +257,17 @@ struct ForwardJob {
     const auto* bias = static_cast<const T*>(k.bias);
     const Packing<T> packing = packing_for<T>(k.data);
     Buffer<T> in(job.plan.in_place ? 0 : k.channels * kTile), out(job.plan.in_place ? 0 : k.channels * kTile);
+    Buffer<T> panel(k.channels * group<T>());
     for (int64_t i = begin; i < end; ++i) {
       int64_t n0;
       int count;
       job.plan.tile(i, k.positions, &n0, &count);
       if (job.plan.in_place) {
         multiply_tile<T>(w, k.channels, bias, column<T>(k.x, n0, k.positions), k.x.c, column<T>(k.y, n0, k.positions),
-                         k.y.c, count);
+                         k.y.c, count, panel.data);
       } else {
         packing.pack(k.x, k.channels, k.positions, n0, n0 + count, in.data);
-        multiply_tile<T>(w, k.channels, bias, in.data, kTile, out.data, kTile, padded<T>(count));
+        multiply_tile<T>(w, k.channels, bias, in.data, kTile, out.data, kTile, padded<T>(count), panel.data);
         packing.unpack(k.y, k.channels, k.positions, n0, n0 + count, out.data);
       }
     }
@@ -269,7 +295,7 @@ struct BackwardJob {
 
   int64_t blocks() const { return (k.channels + kDot - 1) / kDot; }
 
-  void chunk(int64_t i, T* in, T* grad, T* out, T* acc, T* sums) const {
+  void chunk(int64_t i, T* in, T* grad, T* out, T* acc, T* sums, T* panel) const {
     constexpr int lanes = Simd<T>::lanes;
     const int64_t channels = k.channels, acc_size = blocks() * blocks() * kDot * kDot * lanes;
     const Packing<T> packing = packing_for<T>(k.data);
@@ -291,7 +317,7 @@ struct BackwardJob {
         if (dweight) packing.pack(k.x, channels, k.positions, n0, n0 + count, in);
       }
       const int whole = padded<T>(count);
-      if (k.dx.data) multiply_tile<T>(transposed, channels, nullptr, dy, ldy, dx, ldo, whole);
+      if (k.dx.data) multiply_tile<T>(transposed, channels, nullptr, dy, ldy, dx, ldo, whole, panel);
       if (dweight) outer_tile<T>(dy, ldy, x, ldx, channels, whole, acc);
       if (dbias)
         for (int64_t c = 0; c < channels; ++c) {
@@ -301,10 +327,11 @@ struct BackwardJob {
         }
       if (k.dx.data && !plan.in_place) packing.unpack(k.dx, channels, k.positions, n0, n0 + count, out);
     }
-    const auto total = [](const T* v) {
-      T sum = 0;
-      for (int l = 0; l < Simd<T>::lanes; ++l) sum += v[l];
-      return sum;
+    // Halves added to halves: a chain of scalar additions would cost more than the products did.
+    const auto total = [](T* v) {
+      for (int half = lanes / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; ++l) v[l] += v[l + half];
+      return v[0];
     };
     if (dweight)
       for (int64_t o = 0; o < channels; ++o)
@@ -320,8 +347,9 @@ struct BackwardJob {
     const auto& job = *static_cast<BackwardJob*>(self);
     const int64_t tile = job.plan.in_place ? 0 : job.k.channels * kTile;
     Buffer<T> in(tile), grad(tile), out(tile), sums(job.k.channels * Simd<T>::lanes);
+    Buffer<T> panel(job.k.channels * group<T>());
     Buffer<T> acc(job.blocks() * job.blocks() * kDot * kDot * Simd<T>::lanes);
-    for (int64_t i = begin; i < end; ++i) job.chunk(i, in.data, grad.data, out.data, acc.data, sums.data);
+    for (int64_t i = begin; i < end; ++i) job.chunk(i, in.data, grad.data, out.data, acc.data, sums.data, panel.data);
   }
 };
 
