@@ -127,7 +127,7 @@ std::tuple<Tensor, Tensor, Tensor> channel_mix_backward(Tensor x, Tensor weight,
   check_shape(dy.scalar_type() == x.scalar_type() && dy.numel() == x.numel(), "dy must be like x");
   const int64_t channels = x.size(1);
   Tensor dx = need_dx ? torch::stable::empty_like(x) : new_vector(x, 0, x.scalar_type());
-  Tensor dweight = torch::stable::new_empty(weight, {need_dweight ? channels : 0, channels});
+  Tensor dweight = need_dweight ? torch::stable::empty_like(weight) : new_vector(weight, 0, weight.scalar_type());
   Tensor dbias = new_vector(weight, need_dbias ? channels : 0, weight.scalar_type());
   MixBackward io{};
   io.data = dtype_of(x);

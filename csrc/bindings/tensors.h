@@ -48,6 +48,8 @@ inline View view_of(const Tensor& t, void* data) {
   v.data = data;
   v.b = t.stride(0);
   v.c = t.stride(1);
+  v.p = 1;
+  if (t.numel() == 0) return v;
   int64_t length = 1;
   for (int64_t i = t.dim() - 1; i >= 2; --i) {
     if (t.size(i) == 1) continue;
@@ -57,7 +59,6 @@ inline View view_of(const Tensor& t, void* data) {
       STD_TORCH_CHECK(t.stride(i) == v.p * length, "nfkernels: spatial strides do not collapse; pass x.contiguous()");
     length *= t.size(i);
   }
-  if (length == 1) v.p = 1;
   return v;
 }
 

@@ -9,10 +9,13 @@ def collapsible(x: Tensor) -> bool:
     """Whether the axes after the channels are one axis to a stride."""
     if x.dim() <= 3 or x.is_contiguous():
         return True
-    size, stride = x.shape, x.stride()
-    for i in range(x.dim() - 2, 1, -1):
-        if size[i] != 1 and stride[i] != stride[i + 1] * size[i + 1]:
+    length = step = 0
+    for size, stride in zip(reversed(x.shape[2:]), reversed(x.stride()[2:])):
+        if size == 1:
+            continue
+        if length and stride != step * length:
             return False
+        length, step = (length * size, step) if length else (size, stride)
     return True
 
 

@@ -1,0 +1,152 @@
+"""Channel mix: kernels against the reference in float64, gradients, transforms, errors."""
+
+import itertools
+
+import pytest
+import torch
+from cases import tensor
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nfkernels import channel_mix, use_backend
+
+EPS = {torch.float64: 2.3e-16, torch.float32: 1.2e-7, torch.bfloat16: 7.9e-3, torch.float16: 9.8e-4}
+
+
+def run(x, weight, bias, dy, upcast=False):
+    leaves = [None if t is None else (t.double() if upcast else t).detach().requires_grad_() for t in (x, weight, bias)]
+    y = channel_mix(*leaves)
+    inputs = [t for t in leaves if t is not None]
+    return [y.detach(), *torch.autograd.grad(y, inputs, dy.to(y.dtype))]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 7, 12, 13, 24, 48, 67])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_native_matches_reference(channels, dtype):
+    for i, (spatial, fmt) in enumerate(
+        itertools.product([(), (7,), (4, 4), (16, 16), (7, 7), (0,), (1, 1), (2, 2, 2)], ["contiguous", "channels_last", "sliced"])
+    ):
+        batch = (3, 0, 9)[i % 3]
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        x, dy = tensor(batch, channels, spatial, dtype, fmt), tensor(batch, channels, spatial, dtype, fmt)
+        weight = torch.randn(channels, channels, dtype=compute) / channels**0.5
+        bias = torch.randn(channels, dtype=compute) if i % 2 else None
+        got = run(x, weight, bias, dy)
+        with use_backend("reference"):
+            plain, exact = run(x, weight, bias, dy), run(x, weight, bias, dy, upcast=True)
+        assert got[0].stride() == torch.empty_like(x).stride()
+        for a, b, c in zip(got, plain, exact, strict=True):
+            assert a.dtype == b.dtype
+            assert a.shape == c.shape
+            if a.numel():
+                terms = max(channels, x.numel() // channels)  # in the longest sum
+                slack = 4 * EPS[a.dtype] * c.abs().max().clamp(min=1) * (terms**0.5 if a.dtype == compute else 1)
+                assert (a.double() - c).abs().max() <= 2 * (b.double() - c).abs().max() + slack
+
+
+def test_gradcheck():
+    x = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    weight, bias = torch.randn(3, 3, dtype=torch.float64, requires_grad=True), torch.randn(3).double().requires_grad_()
+    assert torch.autograd.gradcheck(channel_mix, (x, weight, bias))
+    assert torch.autograd.gradgradcheck(channel_mix, (x, weight, bias))
+
+
+@pytest.mark.parametrize("needed", [n for n in itertools.product([False, True], repeat=3) if any(n)])
+def test_only_the_needed_gradients_are_made(needed):
+    x, weight, bias = torch.randn(2, 5, 9), torch.randn(5, 5), torch.randn(5)
+    leaves = [t.requires_grad_(n) for t, n in zip((x, weight, bias), needed, strict=True)]
+    channel_mix(*leaves).square().sum().backward()
+    assert tuple(t.grad is not None for t in leaves) == needed
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    channel_mix(*wide).square().sum().backward()
+    for t, w in zip(leaves, wide, strict=True):
+        if t.grad is not None:
+            torch.testing.assert_close(t.grad.double(), w.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(64, 12, 16, 16), (200, 8), (5, 6, 7, 7)])
+def test_same_bits_for_any_number_of_threads(shape):
+    x, weight = torch.randn(shape), torch.randn(shape[1], shape[1])
+    outcomes = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            outcomes.append(run(x, weight, torch.ones(shape[1]), x))
+        finally:
+            torch.set_num_threads(1)
+    for other in outcomes[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(outcomes[0], other, strict=True))
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_shape_and_stride(data):
+    spatial = data.draw(st.lists(st.integers(1, 9), min_size=0, max_size=3).map(tuple))
+    shape = (data.draw(st.integers(0, 4)), data.draw(st.integers(1, 9)), *spatial)
+    order = data.draw(st.permutations(range(len(shape))))
+    steps = [data.draw(st.integers(1, 2)) for _ in shape]
+    wide = torch.randn([shape[i] * steps[i] for i in order])
+    x = wide.permute([order.index(i) for i in range(len(shape))])[tuple(slice(None, None, s) for s in steps)]
+    weight = torch.randn(shape[1], shape[1])
+    got = run(x, weight, None, torch.ones(()).expand(shape))
+    with use_backend("reference"):
+        want = run(x, weight, None, torch.ones(()).expand(shape))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_autocast_keeps_float32():
+    """Every peer's 1x1 convolution autocasts: the round trip is then off by many grey levels."""
+    x, weight = torch.randn(2, 6, 8, 8), torch.linalg.qr(torch.randn(6, 6))[0]
+    for backend in ("native", "reference"):
+        with use_backend(backend), torch.autocast("cpu", torch.bfloat16):
+            y = channel_mix(x, weight)
+            back = channel_mix(y, weight.t())
+        assert y.dtype == torch.float32
+        assert (back - x).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("need", [(True, True, True), (True, False, True), (False, True, False)])
+def test_opcheck(need):
+    for x in (torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3).contiguous(memory_format=torch.channels_last), torch.randn(3, 4)):
+        weight = torch.randn(4, 4)
+        torch.library.opcheck(torch.ops.nfkernels._channel_mix_forward, (x, weight, torch.randn(4)))
+        torch.library.opcheck(torch.ops.nfkernels._channel_mix_backward, (x, weight, torch.randn_like(x), *need))
+
+
+def test_compile_fullgraph_equals_eager():
+    def step(x, weight, bias):
+        return channel_mix(x, weight, bias).sin().sum()
+
+    inputs = [torch.randn(2, 4, 5, requires_grad=True), torch.randn(4, 4, requires_grad=True), torch.randn(4, requires_grad=True)]
+    eager = torch.autograd.grad(step(*inputs), inputs)
+    got = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(*inputs), inputs)
+    for a, b in zip(got, eager, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_func_transforms_and_forward_mode():
+    x, weight = torch.randn(3, 4, 2, dtype=torch.float64), torch.randn(4, 4, dtype=torch.float64)
+    torch.testing.assert_close(torch.func.vmap(lambda a: channel_mix(a[None], weight)[0])(x), channel_mix(x, weight))
+    _, tangent = torch.func.jvp(lambda a: channel_mix(a, weight), (x,), (x,))
+    torch.testing.assert_close(tangent, channel_mix(x, weight))
+    jacobian = torch.func.jacrev(lambda w: channel_mix(x, w))(weight)
+    assert jacobian.shape == (*x.shape, 4, 4)
+
+
+X = torch.zeros(2, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("x must be", lambda: channel_mix(torch.zeros(3), torch.eye(3))),
+        ("floating point", lambda: channel_mix(X.long(), torch.eye(4))),
+        (r"weight must be \[4, 4\]", lambda: channel_mix(X, torch.eye(3))),
+        (r"bias must be \[4\]", lambda: channel_mix(X, torch.eye(4), torch.zeros(3))),
+        ("weight is on meta", lambda: channel_mix(X, torch.eye(4, device="meta"))),
+    ],
+)
+def test_errors_name_what_was_wrong(message, call):
+    with pytest.raises(ValueError, match=message):
+        call()
