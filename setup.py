@@ -90,7 +90,9 @@ class Build(build_ext):
         torch_flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-DTORCH_STABLE_ONLY"]
         torch_flags += [f"-isystem {self.quote(p)}" for p in include_paths()]
         python = [f"-isystem {self.quote(sysconfig.get_paths()['include'])}"]
-        jobs = [(f"cpu/{name}.cpp", f"{name}_{isa}", OPTIMISE + flags) for name in KERNELS for isa, flags in sets.items()]
+        jobs = [
+            (f"cpu/{name}.cpp", f"{name}_{isa}", OPTIMISE + flags) for name in KERNELS for isa, flags in sets.items()
+        ]
         jobs += [("cpu/isa.cpp", "isa", ["-O2"]), ("bindings/cpu.cpp", "bindings_cpu", ["-O2", *torch_flags])]
         jobs += [("bindings/module.cpp", "module", ["-O2", *python])]
 

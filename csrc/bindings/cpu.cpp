@@ -17,12 +17,14 @@ void run_parallel(int64_t n, int64_t grain, void* ctx, Body body) {
 
 // --- affine coupling -------------------------------------------------------------------------------------------------
 
-Coupling coupling_of(const Tensor& x, const Tensor& params, const OptionalTensor& channel_map, const OptionalTensor& mask,
-                     const OptionalTensor& gain, int64_t form, const ScaleMapConstants& constants) {
+Coupling coupling_of(const Tensor& x, const Tensor& params, const OptionalTensor& channel_map,
+                     const OptionalTensor& mask, const OptionalTensor& gain, int64_t form,
+                     const ScaleMapConstants& constants) {
   Coupling k{};
   unpack_form(k, form);
   k.constants = constants;
-  check_shape(x.dim() >= 2 && params.dim() == x.dim() && params.size(0) == x.size(0), "x and params must be [B, C, ...]");
+  check_shape(x.dim() >= 2 && params.dim() == x.dim() && params.size(0) == x.size(0),
+              "x and params must be [B, C, ...]");
   k.data = dtype_of(x);
   k.raw = dtype_of(params);
   k.batch = x.size(0);
@@ -39,8 +41,9 @@ Coupling coupling_of(const Tensor& x, const Tensor& params, const OptionalTensor
     k.channel_map = static_cast<const int64_t*>(channel_map->const_data_ptr());
   }
   if (mask) {
-    check_shape(mask->scalar_type() == ScalarType::Bool && mask->dim() == x.dim() && positions_of(*mask) == k.positions &&
-                    (mask->size(0) == 1 || mask->size(0) == k.batch) && (mask->size(1) == 1 || mask->size(1) == k.channels),
+    check_shape(mask->scalar_type() == ScalarType::Bool && mask->dim() == x.dim() &&
+                    positions_of(*mask) == k.positions && (mask->size(0) == 1 || mask->size(0) == k.batch) &&
+                    (mask->size(1) == 1 || mask->size(1) == k.channels),
                 "mask must be bool [B or 1, C or 1, ...] with x's positions");
     k.mask = read(*mask);
     if (mask->size(0) == 1) k.mask.b = 0;
@@ -54,10 +57,10 @@ Coupling coupling_of(const Tensor& x, const Tensor& params, const OptionalTensor
   return k;
 }
 
-std::tuple<Tensor, Tensor> affine_coupling_forward(Tensor x, Tensor params, OptionalTensor channel_map, OptionalTensor mask,
-                                                   OptionalTensor gain, OptionalTensor logdet, int64_t form,
-                                                   double prescale, double offset, double gain_factor, double clamp,
-                                                   double eps) {
+std::tuple<Tensor, Tensor> affine_coupling_forward(Tensor x, Tensor params, OptionalTensor channel_map,
+                                                   OptionalTensor mask, OptionalTensor gain, OptionalTensor logdet,
+                                                   int64_t form, double prescale, double offset, double gain_factor,
+                                                   double clamp, double eps) {
   const Coupling k = coupling_of(x, params, channel_map, mask, gain, form, {prescale, offset, gain_factor, clamp, eps});
   Tensor y = torch::stable::empty_like(x);
   Tensor total = new_vector(x, k.batch, compute_type(x));
@@ -115,8 +118,8 @@ Tensor channel_mix_forward(Tensor x, Tensor weight, OptionalTensor bias) {
     check_shape(bias->scalar_type() == compute_type(x) && bias->numel() == x.size(1) && bias->is_contiguous(),
                 "bias must be contiguous [C], in the arithmetic's type");
   Tensor y = torch::stable::empty_like(x);
-  const MixForward io{dtype_of(x), x.size(0),  x.size(1), positions_of(x),
-                      read(x),     write(y), weight.const_data_ptr(), data_of(bias)};
+  const MixForward io{dtype_of(x),  x.size(0), x.size(1), positions_of(x), read(x), write(y), weight.const_data_ptr(),
+                      data_of(bias)};
   cpu_kernels().channel_mix_forward(io, run_parallel);
   return y;
 }

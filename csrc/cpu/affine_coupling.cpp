@@ -35,8 +35,8 @@ struct Signs {
 template <typename T, MapKind kind, bool plain, bool shift_first>
 void forward_block(const Block<T>& k, int n, const MapConstants<T>& c, Signs<T> sign) {
   n &= ~(kLane - 1);
-  const T *__restrict x = k.x, *__restrict t = k.t, *__restrict r = k.r, *__restrict g = k.g, *__restrict lg = k.log_g;
-  T *__restrict y = k.y, *__restrict ls = k.log_s;
+  const T* __restrict x = k.x, * __restrict t = k.t, * __restrict r = k.r, * __restrict g = k.g, * __restrict lg = k.log_g;
+  T* __restrict y = k.y, * __restrict ls = k.log_s;
   const MapConstants<T> m = c;
   NF_INDEPENDENT
   for (int i = 0; i < n; ++i) {
@@ -51,9 +51,9 @@ void forward_block(const Block<T>& k, int n, const MapConstants<T>& c, Signs<T> 
 template <typename T, MapKind kind, bool plain, bool shift_first>
 void backward_block(const Block<T>& k, int n, const MapConstants<T>& c, Signs<T> sign) {
   n &= ~(kLane - 1);
-  const T *__restrict y = k.x, *__restrict t = k.t, *__restrict r = k.r, *__restrict g = k.g, *__restrict lg = k.log_g;
-  const T *__restrict dy = k.dy, *__restrict dl = k.dlogdet;
-  T *__restrict dx = k.dx, *__restrict dt = k.dt, *__restrict dr = k.dr, *__restrict dg = k.dg;
+  const T* __restrict y = k.x, * __restrict t = k.t, * __restrict r = k.r, * __restrict g = k.g, * __restrict lg = k.log_g;
+  const T* __restrict dy = k.dy, * __restrict dl = k.dlogdet;
+  T* __restrict dx = k.dx, * __restrict dt = k.dt, * __restrict dr = k.dr, * __restrict dg = k.dg;
   const MapConstants<T> m = c;
   NF_INDEPENDENT
   for (int i = 0; i < n; ++i) {
@@ -118,7 +118,7 @@ void fill(T* p, int n, T v) {
 struct Runs {
   bool possible = false;
   bool along_positions = true;
-  int64_t rows = 0, length = 0;                 // transformed
+  int64_t rows = 0, length = 0;                  // transformed
   int64_t passing_rows = 0, passing_length = 0;  // identity half
 };
 
@@ -419,9 +419,7 @@ struct BackwardJob : Common<T> {
     compute = block_function<T, true>(coupling);
   }
 
-  T dlogdet(int64_t b) const {
-    return io.dlogdet ? static_cast<const T*>(io.dlogdet)[b * io.dlogdet_stride] : T(0);
-  }
+  T dlogdet(int64_t b) const { return io.dlogdet ? static_cast<const T*>(io.dlogdet)[b * io.dlogdet_stride] : T(0); }
 
   void by_runs(int64_t begin, int64_t end) {
     const Coupling& k = this->k;
@@ -572,11 +570,21 @@ void affine_coupling_backward(const Coupling& k, const CouplingBackward& io, Par
 void elementary(int which, const float* x, float* y, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     switch (which) {
-      case 0: y[i] = exp_(x[i]); break;
-      case 1: y[i] = log_(x[i]); break;
-      case 2: y[i] = log1p_unit(x[i]); break;
-      case 3: y[i] = tanh_(x[i]); break;
-      default: y[i] = atan_(x[i]); break;
+      case 0:
+        y[i] = exp_(x[i]);
+        break;
+      case 1:
+        y[i] = log_(x[i]);
+        break;
+      case 2:
+        y[i] = log1p_unit(x[i]);
+        break;
+      case 3:
+        y[i] = tanh_(x[i]);
+        break;
+      default:
+        y[i] = atan_(x[i]);
+        break;
     }
   }
 }

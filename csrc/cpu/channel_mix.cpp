@@ -15,7 +15,7 @@ namespace NF_ISA {
 namespace {
 
 constexpr int kTile = 256;
-constexpr int kRows = 6;                                // output channels per block
+constexpr int kRows = 6;                                 // output channels per block
 constexpr int kVectors = NF_VECTOR_BYTES == 64 ? 4 : 2;  // vectors of columns per block: kRows * kVectors accumulators
 constexpr int kDot = NF_VECTOR_BYTES == 64 ? 4 : 3;      // dW is made in blocks of kDot x kDot
 constexpr int64_t kChunks = 64;                          // partial dW at most
@@ -41,22 +41,19 @@ void multiply_rows(const T* w, int64_t channels, const T* bias, const T* x, int6
   using V = Simd<T>;
   typename V::type acc[rows][kVectors];
   NF_UNROLL
-  for (int r = 0; r < rows; ++r)
-    NF_UNROLL
-    for (int v = 0; v < kVectors; ++v) acc[r][v] = typename V::type{} + (bias ? bias[r] : T(0));
+  for (int r = 0; r < rows; ++r) NF_UNROLL
+  for (int v = 0; v < kVectors; ++v) acc[r][v] = typename V::type{} + (bias ? bias[r] : T(0));
   for (int64_t k = 0; k < channels; ++k) {
     typename V::type in[kVectors];
     NF_UNROLL
     for (int v = 0; v < kVectors; ++v) in[v] = V::load(x + k * ldx + v * V::lanes);
     NF_UNROLL
-    for (int r = 0; r < rows; ++r)
-      NF_UNROLL
-      for (int v = 0; v < kVectors; ++v) acc[r][v] += w[r * channels + k] * in[v];
+    for (int r = 0; r < rows; ++r) NF_UNROLL
+    for (int v = 0; v < kVectors; ++v) acc[r][v] += w[r * channels + k] * in[v];
   }
   NF_UNROLL
-  for (int r = 0; r < rows; ++r)
-    NF_UNROLL
-    for (int v = 0; v < kVectors; ++v) V::store(y + r * ldy + v * V::lanes, acc[r][v]);
+  for (int r = 0; r < rows; ++r) NF_UNROLL
+  for (int v = 0; v < kVectors; ++v) V::store(y + r * ldy + v * V::lanes, acc[r][v]);
 }
 
 // Rows a power of two apart fall into few cache sets, so from a few row blocks on a group's columns are first copied
@@ -75,7 +72,8 @@ void multiply_tile(const T* w, int64_t channels, const T* bias, const T* x, int6
   const bool copy = channels > 2 * kRows;
   for (int n = 0; n < columns; n += group<T>()) {
     if (copy)
-      for (int64_t k = 0; k < channels; ++k) std::memcpy(panel + k * group<T>(), x + k * ldx + n, group<T>() * sizeof(T));
+      for (int64_t k = 0; k < channels; ++k)
+        std::memcpy(panel + k * group<T>(), x + k * ldx + n, group<T>() * sizeof(T));
     const T* in = copy ? panel : x + n;
     const int64_t ld = copy ? group<T>() : ldx;
     for (int64_t o = 0; o < channels; o += kRows) {
@@ -91,9 +89,8 @@ void outer_block(const T* dy, int64_t ldy, const T* x, int64_t ldx, int columns,
   using V = Simd<T>;
   typename V::type sum[rows][cols];
   NF_UNROLL
-  for (int i = 0; i < rows; ++i)
-    NF_UNROLL
-    for (int j = 0; j < cols; ++j) sum[i][j] = V::load(acc + (i * kDot + j) * V::lanes);
+  for (int i = 0; i < rows; ++i) NF_UNROLL
+  for (int j = 0; j < cols; ++j) sum[i][j] = V::load(acc + (i * kDot + j) * V::lanes);
   for (int n = 0; n < columns; n += V::lanes) {
     typename V::type b[cols];
     NF_UNROLL
@@ -106,15 +103,17 @@ void outer_block(const T* dy, int64_t ldy, const T* x, int64_t ldx, int columns,
     }
   }
   NF_UNROLL
-  for (int i = 0; i < rows; ++i)
-    NF_UNROLL
-    for (int j = 0; j < cols; ++j) V::store(acc + (i * kDot + j) * V::lanes, sum[i][j]);
+  for (int i = 0; i < rows; ++i) NF_UNROLL
+  for (int j = 0; j < cols; ++j) V::store(acc + (i * kDot + j) * V::lanes, sum[i][j]);
 }
 
 template <typename T>
 void outer_tile(const T* dy, int64_t ldy, const T* x, int64_t ldx, int64_t channels, int columns, T* acc) {
   using F = void (*)(const T*, int64_t, const T*, int64_t, int, T*);
-#define NF_ROW(R) {outer_block<T, R, 1>, outer_block<T, R, 2>, outer_block<T, R, 3>, outer_block<T, R, kDot>}
+#define NF_ROW(R)                                                                             \
+  {                                                                                           \
+    outer_block<T, R, 1>, outer_block<T, R, 2>, outer_block<T, R, 3>, outer_block<T, R, kDot> \
+  }
   static const F table[4][4] = {NF_ROW(1), NF_ROW(2), NF_ROW(3), NF_ROW(kDot)};
 #undef NF_ROW
   for (int64_t o = 0; o < channels; o += kDot)
@@ -127,7 +126,8 @@ void outer_tile(const T* dy, int64_t ldy, const T* x, int64_t ldx, int64_t chann
 
 // --- packing ---------------------------------------------------------------------------------------------------------
 
-// Calls f(sample, first position, first column in the tile, length) for the stretches that columns [n0, n1) are made of.
+// Calls f(sample, first position, first column in the tile, length) for the stretches that columns [n0, n1) are made
+// of.
 template <typename F>
 void stretches(int64_t n0, int64_t n1, int64_t positions, F&& f) {
   for (int64_t n = n0; n < n1;) {
@@ -216,7 +216,9 @@ struct Plan {
     *n0 = (in_place ? i / per_sample * positions : 0) + at;
     *count = static_cast<int>(end - at < kTile ? end - at : kTile);
   }
-  int64_t grain(int64_t units, int64_t work) const { return work >= units * kWork ? 1 : (units * kWork) / (work + 1) + 1; }
+  int64_t grain(int64_t units, int64_t work) const {
+    return work >= units * kWork ? 1 : (units * kWork) / (work + 1) + 1;
+  }
 };
 
 template <typename T>
@@ -357,7 +359,8 @@ template <typename T>
 void backward(const MixBackward& k, Parallel parallel) {
   const View* views[] = {&k.x, &k.dy, &k.dx};
   const int64_t channels = k.channels, square = channels * channels;
-  BackwardJob<T> job{k, Plan::make<T>(k.data, k.batch, k.positions, views, k.dx.data ? 3 : 2), nullptr, nullptr, nullptr};
+  BackwardJob<T> job{k, Plan::make<T>(k.data, k.batch, k.positions, views, k.dx.data ? 3 : 2), nullptr, nullptr,
+                     nullptr};
   const int64_t chunks = job.plan.chunks;
   Buffer<T> transposed(square), dweight(k.dweight ? chunks * square : 0), dbias(k.dbias ? chunks * channels : 0);
   const auto* w = static_cast<const T*>(k.weight);

@@ -7,19 +7,19 @@
 
 namespace nf {
 
-#define NF_DECLARE(ISA)                                                               \
-  namespace ISA {                                                                     \
-  void affine_coupling_forward(const Coupling&, const CouplingForward&, Parallel);    \
-  void affine_coupling_backward(const Coupling&, const CouplingBackward&, Parallel);  \
-  void channel_mix_forward(const MixForward&, Parallel);                              \
-  void channel_mix_backward(const MixBackward&, Parallel);                            \
-  void elementary(int, const float*, float*, int64_t);                                \
-  }                                                                                   \
-  static const CpuKernels kernels_##ISA = {#ISA,                                      \
-                                           ISA::affine_coupling_forward,              \
-                                           ISA::affine_coupling_backward,             \
-                                           ISA::channel_mix_forward,                  \
-                                           ISA::channel_mix_backward,                 \
+#define NF_DECLARE(ISA)                                                              \
+  namespace ISA {                                                                    \
+  void affine_coupling_forward(const Coupling&, const CouplingForward&, Parallel);   \
+  void affine_coupling_backward(const Coupling&, const CouplingBackward&, Parallel); \
+  void channel_mix_forward(const MixForward&, Parallel);                             \
+  void channel_mix_backward(const MixBackward&, Parallel);                           \
+  void elementary(int, const float*, float*, int64_t);                               \
+  }                                                                                  \
+  static const CpuKernels kernels_##ISA = {#ISA,                                     \
+                                           ISA::affine_coupling_forward,             \
+                                           ISA::affine_coupling_backward,            \
+                                           ISA::channel_mix_forward,                 \
+                                           ISA::channel_mix_backward,                \
                                            ISA::elementary};
 
 NF_DECLARE(baseline)
@@ -36,10 +36,7 @@ static const CpuKernels* choose() {
                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
   // NFKERNELS_CPU_ISA lowers the choice (tests, comparisons); it cannot raise it above what the processor has.
   const char* wanted = std::getenv("NFKERNELS_CPU_ISA");
-  const int limit = !wanted                              ? 2
-                    : std::strcmp(wanted, "baseline") == 0 ? 0
-                    : std::strcmp(wanted, "avx2") == 0     ? 1
-                                                           : 2;
+  const int limit = !wanted ? 2 : std::strcmp(wanted, "baseline") == 0 ? 0 : std::strcmp(wanted, "avx2") == 0 ? 1 : 2;
   if (has_avx512 && limit >= 2) return &kernels_avx512;
   if (has_avx2 && limit >= 1) return &kernels_avx2;
 #endif

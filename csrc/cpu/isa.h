@@ -15,7 +15,8 @@
 #define NF_VECTOR_BYTES 16
 #endif
 
-// NF_UNROLL: before a short loop over registers, so that its arrays never become memory. NF_INDEPENDENT: before a loop whose iterations share no memory: spares the compiler its alias checks, which it gives up on past ten.
+// NF_UNROLL: before a short loop over registers, so that its arrays never become memory. NF_INDEPENDENT: before a loop
+// whose iterations share no memory: spares the compiler its alias checks, which it gives up on past ten.
 #if defined(__clang__)
 #define NF_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #define NF_UNROLL _Pragma("clang loop unroll(full)")

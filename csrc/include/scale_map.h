@@ -27,12 +27,7 @@ struct MapConstants {
 
 template <typename T>
 MapConstants<T> map_constants(const ScaleMapConstants& c) {
-  return {T(c.prescale),
-          T(c.offset),
-          T(c.gain),
-          T(c.clamp),
-          T(c.eps),
-          T(c.gain > 0 ? std::log(c.gain) : 0.0),
+  return {T(c.prescale),       T(c.offset), T(c.gain), T(c.clamp), T(c.eps), T(c.gain > 0 ? std::log(c.gain) : 0.0),
           T(std::log(c.clamp))};
 }
 

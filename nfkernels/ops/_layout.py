@@ -1,4 +1,4 @@
-"""Memory layouts: kernels see ``[B, C, P]`` with strides, so contiguous and channels-last tensors both pass untouched."""
+"""Memory layouts: kernels see ``[B, C, P]`` with strides, so contiguous and channels-last tensors pass untouched."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def define(name: str, schema: str, *, reference: Callable[..., Any], fake: Calla
     return op
 
 
-# --- forcing a backend -------------------------------------------------------------------------------------------------
+# --- forcing a backend ----------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -118,7 +118,7 @@ def _forced_implementation(op: Op, backend: str, device: torch.device) -> Callab
     return triton_implementation(op.name)
 
 
-# --- Triton ------------------------------------------------------------------------------------------------------------
+# --- Triton ---------------------------------------------------------------------------------------------------------
 
 
 def triton_missing() -> str | None:
@@ -138,7 +138,7 @@ def triton_implementation(name: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(f"nfkernels.triton.{module}"), function)
 
 
-# --- the CUDA key ------------------------------------------------------------------------------------------------------
+# --- the CUDA key ---------------------------------------------------------------------------------------------------
 
 
 def _install_stub(op: Op, key: str = "CUDA") -> torch.library.Library:
@@ -169,7 +169,7 @@ def settle_cuda(key: str = "CUDA") -> None:
             op.cuda_serves = "triton"
 
 
-# --- the CPU module ----------------------------------------------------------------------------------------------------
+# --- the CPU module -------------------------------------------------------------------------------------------------
 
 
 def load_cpu_module() -> None:
@@ -198,7 +198,7 @@ def load_cpu_module() -> None:
         )
 
 
-# --- what serves what --------------------------------------------------------------------------------------------------
+# --- what serves what -----------------------------------------------------------------------------------------------
 
 
 def serving(name: str, device_type: str) -> tuple[str, str]:
@@ -220,7 +220,7 @@ def op_names() -> list[str]:
     return list(_state.ops)
 
 
-# --- transforms --------------------------------------------------------------------------------------------------------
+# --- transforms -----------------------------------------------------------------------------------------------------
 
 
 def under_transform() -> bool:

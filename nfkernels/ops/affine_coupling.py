@@ -10,8 +10,8 @@ from torch import Tensor
 from ..reference import affine_coupling as reference
 from ..reference.affine_coupling import Form, Identity, Layout, Order, compute_dtype
 from ..reference.scale_map import ScaleMap
-from ._library import define, forced_backend, under_transform, with_forced
 from ._layout import canonical
+from ._library import define, forced_backend, under_transform, with_forced
 
 LayoutName = Literal["shift_scale", "scale_shift", "shift_scale_interleaved", "scale_shift_interleaved"]
 OrderName = Literal["scale_first", "shift_first"]
@@ -21,7 +21,7 @@ _OPTIONS = "Tensor? channel_map, Tensor? mask, Tensor? gain"
 _FORM = "int form, float prescale, float offset, float gain_factor, float clamp, float eps"
 
 
-# --- raw ops: schema, reference, fake ----------------------------------------------------------------------------------
+# --- raw ops: schema, reference, fake -------------------------------------------------------------------------------
 
 
 def _reference_forward(x, params, channel_map, mask, gain, logdet, *form):
@@ -71,7 +71,7 @@ _backward = define(
 )
 
 
-# --- autograd ----------------------------------------------------------------------------------------------------------
+# --- autograd -------------------------------------------------------------------------------------------------------
 
 
 class _AffineCoupling(torch.autograd.Function):
@@ -102,7 +102,7 @@ class _AffineCoupling(torch.autograd.Function):
         return dx, dparams, None, None, dgain if gain is not None else None, dlogdet if ctx.running else None, None
 
 
-# --- public ------------------------------------------------------------------------------------------------------------
+# --- public ---------------------------------------------------------------------------------------------------------
 
 
 def affine_coupling(
@@ -122,10 +122,10 @@ def affine_coupling(
     """Affine coupling with its log-determinant, one fused pass: ``y = x * s + t`` or ``(x + t) * s``.
 
     Args:
-        x: data, ``[B, C, *spatial]`` (``[B, D]``, ``[B, C, T]``, ``[B, C, H, W]``), contiguous, channels-last or sliced;
-            float32, float64, bfloat16 or float16.
-        params: the conditioner's raw output, ``[B, 2 * Ct, *spatial]`` for ``Ct`` transformed channels (``[B, Ct, ...]``
-            for the additive map), in x's dtype or a narrower one, in any layout.
+        x: data, ``[B, C, *spatial]`` (``[B, D]``, ``[B, C, T]``, ``[B, C, H, W]``), contiguous, channels-last or
+            sliced; float32, float64, bfloat16 or float16.
+        params: the conditioner's raw output, ``[B, 2 * Ct, *spatial]`` for ``Ct`` transformed channels
+            (``[B, Ct, ...]`` for the additive map), in x's dtype or a narrower one, in any layout.
         scale_map: a :class:`~nfkernels.ScaleMap` or a preset's name: how a raw value becomes a scale.
         layout: where shift and raw scale lie among params' channels: two halves, or interleaved.
         order: ``"scale_first"``: ``x * s + t``; ``"shift_first"``: ``(x + t) * s``.
@@ -150,7 +150,10 @@ def affine_coupling(
     """
     m = scale_map if isinstance(scale_map, ScaleMap) else ScaleMap.parse(scale_map)
     form = Form(
-        m, _choice(Layout, layout, "layout"), _choice(Order, order, "order"), _choice(Identity, identity, "identity"),
+        m,
+        _choice(Layout, layout, "layout"),
+        _choice(Order, order, "order"),
+        _choice(Identity, identity, "identity"),
         inverse,
     )
     _check(x, params, form, mask, channel_map, gain, logdet)

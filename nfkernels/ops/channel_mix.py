@@ -13,7 +13,7 @@ from ._layout import canonical
 from ._library import define, forced_backend, under_transform, with_forced
 from .affine_coupling import _FLOATS, _like
 
-# --- raw ops: schema, reference, fake ----------------------------------------------------------------------------------
+# --- raw ops: schema, reference, fake -------------------------------------------------------------------------------
 
 
 def _composite_forward(x, weight, bias):
@@ -50,13 +50,14 @@ _forward = define(
 )
 _backward = define(
     "_channel_mix_backward",
-    "(Tensor x, Tensor weight, Tensor dy, bool need_dx, bool need_dweight, bool need_dbias) -> (Tensor, Tensor, Tensor)",
+    "(Tensor x, Tensor weight, Tensor dy, bool need_dx, bool need_dweight, bool need_dbias)"
+    " -> (Tensor, Tensor, Tensor)",
     reference=_composite_backward,
     fake=_fake_backward,
 )
 
 
-# --- autograd ----------------------------------------------------------------------------------------------------------
+# --- autograd -------------------------------------------------------------------------------------------------------
 
 
 class _ChannelMix(torch.autograd.Function):
@@ -79,7 +80,7 @@ class _ChannelMix(torch.autograd.Function):
         return dx if need[0] else None, dweight if need[1] else None, dbias if need[2] else None
 
 
-# --- public ------------------------------------------------------------------------------------------------------------
+# --- public ---------------------------------------------------------------------------------------------------------
 
 
 def channel_mix(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -106,7 +107,9 @@ def channel_mix(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if x.dtype not in _FLOATS:
         raise ValueError(f"x must be floating point, got {x.dtype}")
     if weight.shape != (channels, channels):
-        raise ValueError(f"weight must be [{channels}, {channels}] for x of shape {tuple(x.shape)}, got {tuple(weight.shape)}")
+        raise ValueError(
+            f"weight must be [{channels}, {channels}] for x of shape {tuple(x.shape)}, got {tuple(weight.shape)}"
+        )
     if bias is not None and bias.shape != (channels,):
         raise ValueError(f"bias must be [{channels}], got {tuple(bias.shape)}")
     for name, other in (("weight", weight), ("bias", bias)):

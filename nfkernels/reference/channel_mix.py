@@ -15,7 +15,9 @@ from .affine_coupling import compute_dtype
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``y`` in x's dtype; the product in float32 (float64 for float64 data), autocast off."""
     with torch.autocast(x.device.type, enabled=False):
-        y = torch.matmul(weight, x.flatten(2).to(compute_dtype(x)) if x.dim() > 2 else x.to(compute_dtype(x))[..., None])
+        y = torch.matmul(
+            weight, x.flatten(2).to(compute_dtype(x)) if x.dim() > 2 else x.to(compute_dtype(x))[..., None]
+        )
         if bias is not None:
             y = y + bias[:, None]
     return y.reshape(x.shape[0], weight.shape[0], *x.shape[2:]).to(x.dtype)

@@ -59,7 +59,9 @@ class ScaleMap:
         if not self.clamp > 0:
             raise ValueError(f"ScaleMap.clamp must be positive, got {self.clamp}")
         if self.kind in ("tanh", "atan", "softclip") and not math.isfinite(self.clamp):
-            raise ValueError(f"the {self.kind} map needs a finite clamp, for example ScaleMap({self.kind!r}, clamp=2.0)")
+            raise ValueError(
+                f"the {self.kind} map needs a finite clamp, for example ScaleMap({self.kind!r}, clamp=2.0)"
+            )
         if self.eps < 0:
             raise ValueError(f"ScaleMap.eps must not be negative, got {self.eps}")
         if self.kind in ("sigmoid", "softplus") and self.gain <= 0:

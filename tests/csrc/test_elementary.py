@@ -8,11 +8,36 @@ import pytest
 _C = pytest.importorskip("nfkernels._C", reason="the compiled module is not built")
 
 FUNCTIONS = {
-    "exp": (0, np.exp, lambda: np.concatenate([np.linspace(-104, 88.7, 400_001), np.random.default_rng(0).normal(0, 1e-3, 50_000)]), 2.0),
-    "log": (1, np.log, lambda: np.concatenate([np.exp(np.linspace(-103, 88, 400_001)), np.linspace(0.5, 2, 200_001)]), 2.0),
-    "log1p": (2, np.log1p, lambda: np.concatenate([np.linspace(0, 1, 400_001), 10 ** np.linspace(-30, 0, 100_001)]), 2.0),
-    "tanh": (3, np.tanh, lambda: np.concatenate([np.linspace(-10, 10, 400_001), 10 ** np.linspace(-30, 0, 100_001)]), 2.0),
-    "atan": (4, np.arctan, lambda: np.concatenate([np.linspace(-50, 50, 400_001), 10 ** np.linspace(-30, 10, 100_001)]), 3.0),
+    "exp": (
+        0,
+        np.exp,
+        lambda: np.concatenate([np.linspace(-104, 88.7, 400_001), np.random.default_rng(0).normal(0, 1e-3, 50_000)]),
+        2.0,
+    ),
+    "log": (
+        1,
+        np.log,
+        lambda: np.concatenate([np.exp(np.linspace(-103, 88, 400_001)), np.linspace(0.5, 2, 200_001)]),
+        2.0,
+    ),
+    "log1p": (
+        2,
+        np.log1p,
+        lambda: np.concatenate([np.linspace(0, 1, 400_001), 10 ** np.linspace(-30, 0, 100_001)]),
+        2.0,
+    ),
+    "tanh": (
+        3,
+        np.tanh,
+        lambda: np.concatenate([np.linspace(-10, 10, 400_001), 10 ** np.linspace(-30, 0, 100_001)]),
+        2.0,
+    ),
+    "atan": (
+        4,
+        np.arctan,
+        lambda: np.concatenate([np.linspace(-50, 50, 400_001), 10 ** np.linspace(-30, 10, 100_001)]),
+        3.0,
+    ),
 }
 
 

@@ -15,12 +15,21 @@ SETS = ["baseline", "avx2", "avx512"]
 @pytest.mark.parametrize("isa", SETS[: SETS.index(_C.isa())])
 def test_ops_on(isa):
     env = os.environ | {"NFKERNELS_CPU_ISA": isa}
-    probe = subprocess.run([sys.executable, "-c", "import nfkernels._C as c; print(c.isa())"], env=env, capture_output=True, text=True)
+    probe = subprocess.run(
+        [sys.executable, "-c", "import nfkernels._C as c; print(c.isa())"], env=env, capture_output=True, text=True
+    )
     assert probe.stdout.strip() == isa, probe.stdout + probe.stderr
-    files = [TESTS / "ops/test_affine_coupling.py", TESTS / "ops/test_channel_mix.py", TESTS / "csrc/test_elementary.py"]
+    files = [
+        TESTS / "ops/test_affine_coupling.py",
+        TESTS / "ops/test_channel_mix.py",
+        TESTS / "csrc/test_elementary.py",
+    ]
     keep = "native_matches or elementary or accuracy or special or non_finite or threads"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", keep, *map(str, files)],
-        env=env, capture_output=True, text=True, timeout=600,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout[-3000:]

@@ -23,7 +23,18 @@ MAPS = [
 LAYOUTS = ["shift_scale", "scale_shift", "shift_scale_interleaved", "scale_shift_interleaved"]
 ORDERS = ["scale_first", "shift_first"]
 IDENTITIES = ["none", "first", "second"]
-SHAPES = [(3, 5, 7, 11), (4, 6, 4, 4), (2, 8, 16, 16), (70, 5), (3, 4, 13), (0, 4, 3), (2, 4, 0), (1, 1, 1, 1), (2, 7), (1, 2, 160, 130)]
+SHAPES = [
+    (3, 5, 7, 11),
+    (4, 6, 4, 4),
+    (2, 8, 16, 16),
+    (70, 5),
+    (3, 4, 13),
+    (0, 4, 3),
+    (2, 4, 0),
+    (1, 1, 1, 1),
+    (2, 7),
+    (1, 2, 160, 130),
+]
 FORMATS = ["contiguous", "channels_last", "mixed", "sliced"]
 # (data, params)
 DTYPES = [
@@ -62,7 +73,9 @@ class CouplingCase:
 
 def coupling_options(count: int, seed: int = 0) -> list[tuple]:
     """``count`` distinct points of the whole product, every value of every option among them."""
-    product = list(itertools.product(range(len(MAPS)), LAYOUTS, ORDERS, IDENTITIES, [False, True], SHAPES, FORMATS, DTYPES))
+    product = list(
+        itertools.product(range(len(MAPS)), LAYOUTS, ORDERS, IDENTITIES, [False, True], SHAPES, FORMATS, DTYPES)
+    )
     return random.Random(seed).sample(product, count)
 
 
@@ -88,8 +101,13 @@ def coupling_case(point: tuple, seed: int = 0) -> CouplingCase:
     if identity == "none" and generator.random() < 0.3:
         channel_map = torch.full((channels,), -1)
         channel_map[torch.randperm(channels)[:count]] = torch.arange(count)
-    options = dict(
-        scale_map=scale_map, layout=layout, order=order, identity=identity, inverse=inverse, mask=mask,
-        channel_map=channel_map,
-    )
+    options = {
+        "scale_map": scale_map,
+        "layout": layout,
+        "order": order,
+        "identity": identity,
+        "inverse": inverse,
+        "mask": mask,
+        "channel_map": channel_map,
+    }
     return CouplingCase(x, params, gain, logdet, options)

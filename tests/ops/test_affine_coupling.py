@@ -75,8 +75,18 @@ def test_inverse_undoes_forward(which):
 
 @pytest.mark.parametrize("which", range(len(MAPS)))
 def test_logdet_is_that_of_the_dense_jacobian(which):
-    case = coupling_case((which, "shift_scale_interleaved", "shift_first", "second", False, (1, 6, 2), "contiguous",
-                          (torch.float64,) * 2))
+    case = coupling_case(
+        (
+            which,
+            "shift_scale_interleaved",
+            "shift_first",
+            "second",
+            False,
+            (1, 6, 2),
+            "contiguous",
+            (torch.float64,) * 2,
+        )
+    )
 
     def flat(v):
         return affine_coupling(v.view(1, 6, 2), case.params, gain=case.gain, **case.options)[0].flatten()
@@ -90,7 +100,16 @@ def test_logdet_is_that_of_the_dense_jacobian(which):
 @pytest.mark.parametrize("inverse", [False, True])
 def test_gradcheck(which, inverse):
     identity = IDENTITIES[which % 3]
-    point = (which, LAYOUTS[which % 4], ORDERS[which % 2], identity, inverse, (2, 4, 1), "contiguous", (torch.float64,) * 2)
+    point = (
+        which,
+        LAYOUTS[which % 4],
+        ORDERS[which % 2],
+        identity,
+        inverse,
+        (2, 4, 1),
+        "contiguous",
+        (torch.float64,) * 2,
+    )
     case = coupling_case(point)
     inputs = tuple(t.requires_grad_() for t in (case.x, case.params, case.gain) if t is not None)
 
@@ -198,7 +217,7 @@ def test_any_shape_and_stride(data):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-# --- PyTorch's machinery -----------------------------------------------------------------------------------------------
+# --- PyTorch's machinery --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gain", [False, True])
@@ -280,7 +299,7 @@ def test_non_finite_values_come_through():
         assert torch.isnan(logdet).all() == MAPS[which].has_scale
 
 
-# --- errors ------------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------------------
 
 X, P = torch.zeros(2, 4, 3), torch.zeros(2, 8, 3)
 

@@ -24,7 +24,9 @@ def run(x, weight, bias, dy, upcast=False):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_native_matches_reference(channels, dtype):
     for i, (spatial, fmt) in enumerate(
-        itertools.product([(), (7,), (4, 4), (16, 16), (7, 7), (0,), (1, 1), (2, 2, 2)], ["contiguous", "channels_last", "sliced"])
+        itertools.product(
+            [(), (7,), (4, 4), (16, 16), (7, 7), (0,), (1, 1), (2, 2, 2)], ["contiguous", "channels_last", "sliced"]
+        )
     ):
         batch = (3, 0, 9)[i % 3]
         compute = torch.float64 if dtype == torch.float64 else torch.float32
@@ -108,7 +110,11 @@ def test_autocast_keeps_float32():
 
 @pytest.mark.parametrize("need", [(True, True, True), (True, False, True), (False, True, False)])
 def test_opcheck(need):
-    for x in (torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3).contiguous(memory_format=torch.channels_last), torch.randn(3, 4)):
+    for x in (
+        torch.randn(2, 4, 3, 3),
+        torch.randn(2, 4, 3, 3).contiguous(memory_format=torch.channels_last),
+        torch.randn(3, 4),
+    ):
         weight = torch.randn(4, 4)
         torch.library.opcheck(torch.ops.nfkernels._channel_mix_forward, (x, weight, torch.randn(4)))
         torch.library.opcheck(torch.ops.nfkernels._channel_mix_backward, (x, weight, torch.randn_like(x), *need))
@@ -118,7 +124,11 @@ def test_compile_fullgraph_equals_eager():
     def step(x, weight, bias):
         return channel_mix(x, weight, bias).sin().sum()
 
-    inputs = [torch.randn(2, 4, 5, requires_grad=True), torch.randn(4, 4, requires_grad=True), torch.randn(4, requires_grad=True)]
+    inputs = [
+        torch.randn(2, 4, 5, requires_grad=True),
+        torch.randn(4, 4, requires_grad=True),
+        torch.randn(4, requires_grad=True),
+    ]
     eager = torch.autograd.grad(step(*inputs), inputs)
     got = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(*inputs), inputs)
     for a, b in zip(got, eager, strict=True):

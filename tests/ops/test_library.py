@@ -32,6 +32,13 @@ importlib.util.find_spec = lambda n, p=None: None if n == "nfkernels._C" else fi
 """
 
 
+HIDE_TRITON = """
+import importlib.util as util
+find_any = util.find_spec
+util.find_spec = lambda name, package=None: None if name == "triton" else find_any(name, package)
+"""
+
+
 def test_native_serves_the_cpu_here():
     """The suite is meant to run on the compiled module; without it, this says so."""
     assert _library.serving("_affine_coupling_forward", "cpu")[0] == "native"
@@ -83,7 +90,7 @@ def test_the_stub_settles_at_the_first_call_and_is_gone(triton):
     """The CUDA key's stub, tried on the CPU key of a process without the compiled module."""
     if triton and _library.triton_missing():
         pytest.skip("Triton is not installed")
-    hide = "" if triton else "import importlib.util as u; g = u.find_spec\nu.find_spec = lambda n, p=None: None if n == 'triton' else g(n, p)\n"
+    hide = "" if triton else HIDE_TRITON
     done = python(
         HIDE
         + hide
