@@ -138,7 +138,7 @@ class Build(build_ext):
 
 
 setup(
-    ext_modules=[Extension("nfkernels._C", sources=[], py_limited_api=True, optional=False)],
+    ext_modules=[Extension("nfkernels._C", sources=[], py_limited_api=True, optional=True)],
     cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

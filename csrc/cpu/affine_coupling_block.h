@@ -1,0 +1,111 @@
+// The arithmetic of affine coupling, on blocks of elements at unit stride.
+#pragma once
+
+#include "../include/affine_coupling.h"
+#include "isa.h"
+
+namespace nf {
+namespace NF_ISA {
+namespace {
+
+constexpr int kLane = 16;    // blocks are padded to this
+constexpr int kBlock = 256;  // elements per block
+
+template <typename T>
+struct Block {
+  const T *x, *t, *r, *g, *log_g;  // forward: x; backward: the output y
+  T *y, *log_s;                    // forward
+  const T *dy, *dlogdet;           // backward, from here on
+  T *dx, *dt, *dr, *dg;
+};
+
+template <typename T>
+struct Signs {
+  T shift, log;
+};
+
+template <typename T, MapKind kind, bool plain, bool shift_first>
+void forward_block(const Block<T>& k, int n, const MapConstants<T>& c, Signs<T> sign) {
+  n &= ~(kLane - 1);
+  const T* __restrict x = k.x, * __restrict t = k.t, * __restrict r = k.r, * __restrict g = k.g, * __restrict lg = k.log_g;
+  T* __restrict y = k.y, * __restrict ls = k.log_s;
+  const MapConstants<T> m = c;
+  NF_INDEPENDENT
+  for (int i = 0; i < n; ++i) {
+    const Scale<T> v = scale_of<T, kind, plain>(r[i], g[i], lg[i], m);
+    const T s = sign.log < 0 ? T(1) / v.s : v.s;
+    const T shift = sign.shift * t[i];
+    y[i] = shift_first ? (x[i] + shift) * s : x[i] * s + shift;
+    ls[i] = sign.log * v.log_s;
+  }
+}
+
+template <typename T, MapKind kind, bool plain, bool shift_first>
+void backward_block(const Block<T>& k, int n, const MapConstants<T>& c, Signs<T> sign) {
+  n &= ~(kLane - 1);
+  const T* __restrict y = k.x, * __restrict t = k.t, * __restrict r = k.r, * __restrict g = k.g, * __restrict lg = k.log_g;
+  const T* __restrict dy = k.dy, * __restrict dl = k.dlogdet;
+  T* __restrict dx = k.dx, * __restrict dt = k.dt, * __restrict dr = k.dr, * __restrict dg = k.dg;
+  const MapConstants<T> m = c;
+  NF_INDEPENDENT
+  for (int i = 0; i < n; ++i) {
+    const Scale<T> v = scale_of<T, kind, plain>(r[i], g[i], lg[i], m);
+    const T s = sign.log < 0 ? T(1) / v.s : v.s;
+    const T through = dy[i] * s;
+    const T scaled = shift_first ? y[i] : y[i] - sign.shift * t[i];
+    const T dlog = sign.log * (dy[i] * scaled + dl[i]);
+    dx[i] = through;
+    dt[i] = sign.shift * (shift_first ? through : dy[i]);
+    dr[i] = dlog * v.derivative;
+    dg[i] = dlog * v.by_gain;
+  }
+}
+
+template <typename T>
+using BlockFunction = void (*)(const Block<T>&, int, const MapConstants<T>&, Signs<T>);
+
+template <typename T, bool backward, MapKind kind, bool plain>
+BlockFunction<T> block_function(bool shift_first) {
+  if (backward) return shift_first ? backward_block<T, kind, plain, true> : backward_block<T, kind, plain, false>;
+  return shift_first ? forward_block<T, kind, plain, true> : forward_block<T, kind, plain, false>;
+}
+
+template <typename T, bool backward>
+BlockFunction<T> block_function(const Coupling& k) {
+  const bool plain = k.constants.eps == 0, first = k.shift_first;
+  switch (k.kind) {
+    case MapKind::additive:
+      return block_function<T, backward, MapKind::additive, true>(first);
+    case MapKind::exp:
+      return block_function<T, backward, MapKind::exp, true>(first);
+    case MapKind::sigmoid:
+      return plain ? block_function<T, backward, MapKind::sigmoid, true>(first)
+                   : block_function<T, backward, MapKind::sigmoid, false>(first);
+    case MapKind::tanh:
+      return block_function<T, backward, MapKind::tanh, true>(first);
+    case MapKind::atan:
+      return block_function<T, backward, MapKind::atan, true>(first);
+    case MapKind::softplus:
+      return plain ? block_function<T, backward, MapKind::softplus, true>(first)
+                   : block_function<T, backward, MapKind::softplus, false>(first);
+    default:
+      return block_function<T, backward, MapKind::softclip, true>(first);
+  }
+}
+
+template <typename T>
+struct Scratch {
+  alignas(64) T x[kBlock], t[kBlock], r[kBlock], g[kBlock], log_g[kBlock], y[kBlock], log_s[kBlock];
+  alignas(64) T dy[kBlock], dlogdet[kBlock], dx[kBlock], dt[kBlock], dr[kBlock], dg[kBlock];
+
+  Block<T> block() { return {x, t, r, g, log_g, y, log_s, dy, dlogdet, dx, dt, dr, dg}; }
+};
+
+template <typename T>
+void fill(T* p, int n, T v) {
+  for (int i = 0; i < n; ++i) p[i] = v;
+}
+
+}  // namespace
+}  // namespace NF_ISA
+}  // namespace nf
