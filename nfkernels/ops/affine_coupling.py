@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import torch
@@ -148,20 +149,14 @@ def affine_coupling(
     Cost: O(B C P), one read of x and params and one write of y. Keeps y and params for the backward, not x.
     Reference: Dinh et al. 2017 (RealNVP), eq. 7-8; Kingma & Dhariwal 2018 (Glow), table 1.
     """
-    m = scale_map if isinstance(scale_map, ScaleMap) else ScaleMap.parse(scale_map)
-    form = Form(
-        m,
-        _choice(Layout, layout, "layout"),
-        _choice(Order, order, "order"),
-        _choice(Identity, identity, "identity"),
-        inverse,
-    )
+    make = _make_form if torch.compiler.is_compiling() else _cached_form
+    form, packed = make(scale_map, layout, order, identity, inverse)
     _check(x, params, form, mask, channel_map, gain, logdet)
     if mask is not None:
         mask = canonical(mask.expand(-1, -1, *x.shape[2:]))
     if under_transform():
         return reference.forward(x, params, channel_map, mask, gain, logdet, form)
-    x, params, packed = canonical(x), canonical(params), form.pack()
+    x, params = canonical(x), canonical(params)
     if torch.is_grad_enabled() and (
         x.requires_grad
         or params.requires_grad
@@ -170,6 +165,21 @@ def affine_coupling(
     ):
         return _AffineCoupling.apply(x, params, channel_map, mask, gain, logdet, packed)
     return _forward(x, params, channel_map, mask, gain, logdet, *packed)
+
+
+def _make_form(scale_map, layout, order, identity, inverse) -> tuple[Form, tuple]:
+    form = Form(
+        ScaleMap.parse(scale_map),
+        _choice(Layout, layout, "layout"),
+        _choice(Order, order, "order"),
+        _choice(Identity, identity, "identity"),
+        bool(inverse),
+    )
+    return form, form.pack()
+
+
+# Validating options costs more than a small coupling does; a model has a handful of combinations.
+_cached_form = functools.lru_cache(maxsize=1024)(_make_form)
 
 
 def _choice(enum, value: str, name: str):
