@@ -4,6 +4,7 @@
 installation without a working compiler succeeds, loudly, and runs on the PyTorch reference.
 """
 
+import contextlib
 import os
 import platform
 import re
@@ -53,14 +54,16 @@ class Build(build_ext):
 
     def announce_missing(self, why: str) -> None:
         line = "=" * 100
-        print(
+        message = (
             f"\n{line}\nnfkernels: the compiled CPU kernels (nfkernels._C) were NOT built.\n  reason: {why}\n"
             "  Everything works on the plain PyTorch reference, several times slower on the CPU.\n"
             "  To get them: install a C++17 compiler (Debian: apt-get install g++) and ninja, then install again.\n"
-            f"{line}\n",
-            file=sys.stderr,
-            flush=True,
+            f"{line}\n"
         )
+        print(message, file=sys.stderr, flush=True)
+        # pip swallows the output of a build that succeeds; a terminal, if there is one, is told all the same.
+        with contextlib.suppress(OSError), open("/dev/tty", "w") as terminal:
+            terminal.write(message)
 
     def compile(self, output: Path) -> None:
         try:

@@ -39,9 +39,13 @@ class Op:
     cuda_serves: str = "not called yet"
 
     def __call__(self, *args: Any) -> Any:
-        if _state.forced is None:
+        return self.on(_state.forced, *args)
+
+    def on(self, backend: str | None, *args: Any) -> Any:
+        """Calls one backend, None for whichever serves: a backward asks for the one that its forward ran on."""
+        if backend is None:
             return self.overload(*args)
-        return _forced_implementation(self, _state.forced, args[0].device)(*args)
+        return _forced_implementation(self, backend, args[0].device)(*args)
 
 
 @dataclass
@@ -87,16 +91,6 @@ def use_backend(name: Backend) -> Iterator[None]:
 
 def forced_backend() -> str | None:
     return _state.forced
-
-
-@contextlib.contextmanager
-def with_forced(name: str | None) -> Iterator[None]:
-    """As a forward recorded it: ``backward`` runs the backend that its forward ran, in whatever thread it runs."""
-    previous, _state.forced = _state.forced, name
-    try:
-        yield
-    finally:
-        _state.forced = previous
 
 
 def _forced_implementation(op: Op, backend: str, device: torch.device) -> Callable[..., Any]:

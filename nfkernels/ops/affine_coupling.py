@@ -12,7 +12,7 @@ from ..reference import affine_coupling as reference
 from ..reference.affine_coupling import Form, Identity, Layout, Order, compute_dtype
 from ..reference.scale_map import ScaleMap
 from ._layout import canonical
-from ._library import define, forced_backend, under_transform, with_forced
+from ._library import define, forced_backend, under_transform
 
 LayoutName = Literal["shift_scale", "scale_shift", "shift_scale_interleaved", "scale_shift_interleaved"]
 OrderName = Literal["scale_first", "shift_first"]
@@ -97,8 +97,7 @@ class _AffineCoupling(torch.autograd.Function):
             grads = reference.backward(y, params, dy, dlogdet, channel_map, mask, gain, Form.unpack(*ctx.form))
         else:
             dy = None if dy is None else canonical(dy)
-            with with_forced(ctx.backend):
-                grads = _backward(y, params, dy, dlogdet, channel_map, mask, gain, *ctx.form)
+            grads = _backward.on(ctx.backend, y, params, dy, dlogdet, channel_map, mask, gain, *ctx.form)
         dx, dparams, dgain = grads
         return dx, dparams, None, None, dgain if gain is not None else None, dlogdet if ctx.running else None, None
 

@@ -1,0 +1,49 @@
+"""Invertible layers, bases and flows. Start reading at :class:`Bijection` and :class:`Flow`."""
+
+from .actnorm import ActNorm
+from .bases import Base, DiagonalNormal, StandardNormal, Uniform
+from .bijection import Bijection, Chain, Inverse
+from .check import CheckReport
+from .conditioners import MLP, ConvConditioner
+from .config import register
+from .coupling import AdditiveTransform, AffineCoupling, AffineTransform, Coupling
+from .flow import Flow
+from .glow_steps import GlowSteps
+from .image_flow import ImageFlow
+from .invertible_conv import InvertibleConv1x1
+from .multi_scale import MultiScale
+from .serialize import CheckpointError, load, save
+from .split_prior import DiagonalPrior, SplitPrior
+from .squeeze import Squeeze
+from .standardize import Standardize
+
+__all__ = [
+    "MLP",
+    "ActNorm",
+    "AdditiveTransform",
+    "AffineCoupling",
+    "AffineTransform",
+    "Base",
+    "Bijection",
+    "Chain",
+    "CheckReport",
+    "CheckpointError",
+    "ConvConditioner",
+    "Coupling",
+    "DiagonalNormal",
+    "DiagonalPrior",
+    "Flow",
+    "GlowSteps",
+    "ImageFlow",
+    "Inverse",
+    "InvertibleConv1x1",
+    "MultiScale",
+    "SplitPrior",
+    "Squeeze",
+    "StandardNormal",
+    "Standardize",
+    "Uniform",
+    "load",
+    "register",
+    "save",
+]

@@ -1,0 +1,133 @@
+"""The networks inside couplings: they read what passes through and give the parameters of what is transformed.
+
+They are the one part of a flow that runs in the caller's autocast precision. They start at zero output, so that a new
+coupling does (almost) nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import Recorded
+from .conv_net import (
+    Dropout,
+    arrange,
+    by_matrices,
+    check_context,
+    check_network,
+    conv_net,
+    fold_log_scale,
+    network_dtype,
+)
+
+
+class ConvConditioner(Recorded, nn.Module):
+    """conv k, ReLU, conv 1, ReLU, dropout, conv k: Glow's coupling network, from ``[B, in, *]`` to ``[B, out, *]``.
+
+    Args:
+        in_channels, hidden, out_channels: widths. A coupling of Ct transformed channels needs ``out_channels = 2 Ct``
+            (Ct if additive).
+        context_channels: E of a context ``[B, E]`` or ``[B, E, *spatial]``, added to the first convolution's output
+            through a (zero-initialised) linear map.
+        kernel, last_kernel: odd sides of the first and the last convolution (by default alike); the data keeps its size.
+        dropout: probability, before the last convolution; ``dropout_of`` whole ``"channel"`` s or single
+            ``"element"`` s.
+        dims: 2 for images, 1 for sequences.
+
+    The last convolution starts at zero and has a learned log-scale per channel, folded into its weight and bias.
+    Given ``mask`` (bool, broadcastable, True at valid positions) nothing leaks out of the others.
+    """
+
+    takes_mask = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden: int,
+        out_channels: int,
+        *,
+        context_channels: int = 0,
+        kernel: int = 3,
+        last_kernel: int | None = None,
+        dropout: float = 0.0,
+        dropout_of: Dropout = "element",
+        dims: Literal[1, 2] = 2,
+    ) -> None:
+        super().__init__()
+        last_kernel = kernel if last_kernel is None else last_kernel
+        check_network((kernel, last_kernel), dropout, dropout_of)
+        if dims not in (1, 2):
+            raise ValueError(f"ConvConditioner works in 1 or 2 dimensions, got dims={dims}")
+        self.in_channels, self.out_channels, self.context_channels = in_channels, out_channels, context_channels
+        self.dropout, self.dropout_of = dropout, dropout_of
+        conv = nn.Conv2d if dims == 2 else nn.Conv1d
+        self.first = conv(in_channels, hidden, kernel, padding=kernel // 2)
+        self.middle = conv(hidden, hidden, 1)
+        self.last = conv(hidden, out_channels, last_kernel, padding=last_kernel // 2)
+        self.last_log_scale = nn.Parameter(torch.zeros(out_channels))
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+        self.context = nn.Linear(context_channels, hidden, bias=False) if context_channels else None
+        if self.context is not None:
+            nn.init.zeros_(self.context.weight)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        dtype = network_dtype(self.first.weight)
+        matrices = mask is None and by_matrices(x, dtype)
+        extra = None
+        if self.context is not None:
+            context = check_context(context, self.context_channels, "ConvConditioner")
+            weight = self.context.weight.to(dtype)
+            if context.dim() == 2:
+                extra = F.linear(context.to(dtype), weight)
+            else:
+                extra = torch.einsum("he,be...->bh...", weight, context.to(dtype))
+        last = fold_log_scale(self.last.weight, self.last.bias, self.last_log_scale)
+        layers = (self.first.weight, self.first.bias, self.middle.weight, self.middle.bias, *last)
+        rate = self.dropout if self.training else 0.0
+        weights = arrange([v.to(dtype) for v in layers], matrices)
+        return conv_net(x, weights, extra, mask, rate, self.dropout_of, matrices)
+
+
+class MLP(Recorded, nn.Module):
+    """A ReLU network for tabular couplings, ``[B, in] -> [B, out]``; the last layer starts at zero.
+
+    ``layers`` counts the hidden ones. A context ``[B, E]`` is added to the first layer's output through a linear map.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden: int,
+        out_channels: int,
+        *,
+        layers: int = 2,
+        context_channels: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if layers < 1:
+            raise ValueError(f"an MLP needs at least 1 hidden layer, got {layers}")
+        check_network((), dropout, "element")
+        self.in_channels, self.out_channels, self.context_channels = in_channels, out_channels, context_channels
+        self.dropout = dropout
+        self.first = nn.Linear(in_channels, hidden)
+        self.hidden = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers - 1))
+        self.last = nn.Linear(hidden, out_channels)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+        self.context = nn.Linear(context_channels, hidden, bias=False) if context_channels else None
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        x = x.to(network_dtype(self.first.weight))
+        h = self.first(x)
+        if self.context is not None:
+            h = h + self.context(check_context(context, self.context_channels, "MLP").to(x.dtype))
+        h = F.relu(h)
+        for layer in self.hidden:
+            h = F.relu(layer(h))
+        return self.last(F.dropout(h, self.dropout, self.training))

@@ -1,0 +1,73 @@
+"""Constructor arguments, remembered: what ``save`` needs to build the same module again.
+
+Classes of this package remember them by inheriting :class:`Recorded`; anyone else's module does after
+:func:`register`. Nothing is ever pickled: a file names classes from a table, and the table is filled by imports.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any, TypeVar
+
+_KEY = "_nfkernels_arguments"
+_CLASSES: dict[str, type] = {}
+T = TypeVar("T", bound=type)
+
+
+class Recorded:
+    """Mixin: the arguments of the outermost constructor are kept on the instance, the class in the table."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            _record(cls)
+        if cls.__module__.partition(".")[0] == "nfkernels":
+            _CLASSES[cls.__name__] = cls
+
+
+def register(cls: T | None = None, *, name: str | None = None) -> Any:
+    """Lets :func:`save` and :func:`load` know a class of yours: ``@register`` above any ``nn.Module``.
+
+    The file then holds the class's name (or ``name``) and its constructor's arguments, which must be numbers, strings,
+    booleans, None, lists, tuples, dicts, tensors, scale maps or modules of known classes. The program that loads must
+    have imported (and so registered) the class too.
+
+    Raises ``ValueError`` if the name is taken by another class.
+    """
+    if cls is None:
+        return functools.partial(register, name=name)
+    name = cls.__name__ if name is None else name
+    taken = _CLASSES.get(name)
+    if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(f"the name {name!r} is taken by {taken.__module__}.{taken.__qualname__}: give another name=")
+    if "__init__" in cls.__dict__ and not issubclass(cls, Recorded):
+        _record(cls)
+    _CLASSES[name] = cls
+    return cls
+
+
+def registered() -> dict[str, type]:
+    return _CLASSES
+
+
+def arguments(module: object) -> dict[str, Any] | None:
+    """The recorded arguments by parameter name, or None; ``*args`` under ``"*"``, ``**kwargs`` under ``"**"``."""
+    return module.__dict__.get(_KEY)
+
+
+def _record(cls: type) -> None:
+    init = cls.__init__
+    signature = inspect.signature(init)
+    kinds = {p.name: p.kind for p in signature.parameters.values()}
+
+    @functools.wraps(init)
+    def recording(self: Any, *args: Any, **kwargs: Any) -> None:
+        if _KEY not in self.__dict__:
+            bound = signature.bind(self, *args, **kwargs).arguments
+            names = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+            # Past Module.__setattr__, which would register the modules among the arguments a second time.
+            self.__dict__[_KEY] = {names.get(kinds[k], k): v for k, v in list(bound.items())[1:]}
+        init(self, *args, **kwargs)
+
+    cls.__init__ = recording  # type: ignore[misc]

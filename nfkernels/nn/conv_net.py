@@ -1,0 +1,145 @@
+"""Glow's coupling network as a function of its weights, shared by ConvConditioner and GlowSteps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Glow's factor on the learned log-scale of a network's last convolution (Kingma & Dhariwal's code, `conv2d_zeros`).
+LOG_SCALE_FACTOR = 3.0
+
+# On the CPU images of at most this many pixels are convolved as matrix products: 1.5 to 2 times as fast at 4 x 4 and
+# below, where a convolution's set-up costs more than its arithmetic; slower from 8 x 8 on.
+MATRIX_PIXELS = 16
+
+Dropout = Literal["element", "channel"]
+
+
+def check_network(kernels: Sequence[int], dropout: float, dropout_of: str) -> None:
+    for kernel in kernels:
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"a conditioner's kernel must be odd, got {kernel}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+    if dropout_of not in ("element", "channel"):
+        raise ValueError(f"unknown dropout_of {dropout_of!r}: expected 'element' or 'channel'")
+
+
+def check_context(context: Tensor | None, channels: int, who: str) -> Tensor:
+    if context is None:
+        raise ValueError(f"this {who} was built with context_channels={channels}: give it a context")
+    if context.dim() < 2 or context.shape[1] != channels:
+        raise ValueError(f"this {who} takes a context [B, {channels}], got shape {tuple(context.shape)}")
+    return context
+
+
+def network_dtype(weight: Tensor) -> torch.dtype:
+    """What a network computes in: the autocast type inside autocast, else its weights' own; float64 stays."""
+    device = weight.device.type
+    if weight.dtype == torch.float64 or device == "meta" or not torch.is_autocast_enabled(device):
+        return weight.dtype
+    return torch.get_autocast_dtype(device)
+
+
+def fold_log_scale(weight: Tensor, bias: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """A factor per output channel, on the small weight instead of a pass over the activations."""
+    factor = torch.exp(LOG_SCALE_FACTOR * log_scale)
+    return weight * factor.reshape(-1, *[1] * (weight.dim() - 1)), bias * factor
+
+
+def uniform_init(weight: Tensor, bias: Tensor) -> None:
+    """As ``nn.Conv2d`` starts, for weights of many convolutions stacked along axis 0."""
+    bound = 1 / math.sqrt(max(1, weight.shape[1:].numel()))
+    nn.init.uniform_(weight, -bound, bound)
+    nn.init.uniform_(bias, -bound, bound)
+
+
+def by_matrices(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the network is computed as matrix products; the same numbers, another order of summation."""
+    small = x.dim() == 4 and x.shape[0] > 0 and 0 < x.shape[2] * x.shape[3] <= MATRIX_PIXELS
+    return small and x.device.type == "cpu" and dtype in (torch.float32, torch.float64)
+
+
+def arrange(weights: Sequence[Tensor], matrices: bool) -> list[Tensor]:
+    """``(w1, b1, w2, b2, w3, b3)``, of one network or of many stacked along axis 0, in the form conv_net wants."""
+    if not matrices:
+        return list(weights)
+    w1, b1, w2, b2, w3, b3 = weights
+    # The last convolution multiplies first and then sums shifted results: the kernel is turned around, a tap is a row,
+    # and the bias sits on the middle tap, which every pixel gets once.
+    taps = w3.shape[2] * w3.shape[3]
+    w3, b3 = w3.flatten(2).mT, b3[:, None]
+    if taps > 1:
+        w3, b3 = w3.flip(1), F.pad(b3, (taps // 2, taps // 2))
+    return [w1.flatten(1), b1[:, None], w2.flatten(1), b2[:, None], w3, b3]
+
+
+def conv_net(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    extra: Tensor | None,
+    mask: Tensor | None,
+    dropout: float,
+    dropout_of: Dropout,
+    matrices: bool,
+) -> Tensor:
+    """The three convolutions in the (arranged) weights' dtype and layout; ``extra [B, hidden, ..]`` joins the first."""
+    if matrices:
+        return _by_matrices(x, weights, extra, dropout, dropout_of)
+    w1, b1, w2, b2, w3, b3 = weights
+    conv = F.conv2d if w1.dim() == 4 else F.conv1d
+    if x.dim() == 4 and x.dtype != w1.dtype and w1.is_contiguous(memory_format=torch.channels_last):
+        x = x.to(dtype=w1.dtype, memory_format=torch.channels_last)  # cast and reordered in one pass
+    else:
+        x = x.to(w1.dtype)
+    h = conv(x, w1, b1, padding=w1.shape[-1] // 2)
+    if extra is not None:
+        h = h + extra.reshape(*extra.shape, *[1] * (h.dim() - extra.dim()))
+    h = F.relu_(h)
+    if mask is not None:
+        h = h * mask
+    h = F.relu_(conv(h, w2, b2))
+    if mask is not None:
+        h = h * mask
+    if dropout and dropout_of == "element":
+        h = F.dropout(h, dropout)
+    elif dropout:
+        h = h * _channel_mask(h, h.shape[:2], dropout).reshape(*h.shape[:2], *[1] * (h.dim() - 2))
+    return conv(h, w3, b3, padding=w3.shape[-1] // 2)
+
+
+def _by_matrices(
+    x: Tensor, weights: Sequence[Tensor], extra: Tensor | None, dropout: float, dropout_of: Dropout
+) -> Tensor:
+    """The same on ``[channels, B * pixels]``: three matrix products, between im2col and col2im."""
+    w1, b1, w2, b2, w3, b3 = weights
+    batch, channels, size, pixels = x.shape[0], x.shape[1], x.shape[2:], x.shape[2] * x.shape[3]
+    side = math.isqrt(w1.shape[1] // channels)
+    columns = x.to(w1.dtype)
+    if side > 1:  # unfold and fold loop over samples but not over channels: the batch goes in as channels
+        columns = F.unfold(columns.reshape(1, batch * channels, *size), side, padding=side // 2)
+    columns = columns.reshape(batch, w1.shape[1], pixels).transpose(0, 1).reshape(w1.shape[1], batch * pixels)
+    h = torch.addmm(b1, w1, columns)
+    if extra is not None:
+        extra = extra.transpose(0, 1).flatten(2) if extra.dim() > 2 else extra.t()[:, :, None]
+        h = (h.view(-1, batch, pixels) + extra).view(-1, batch * pixels)
+    h = F.relu_(torch.addmm(b2, w2, F.relu_(h)))
+    if dropout and dropout_of == "element":
+        h = F.dropout(h, dropout)
+    elif dropout:
+        keep = _channel_mask(h, (h.shape[0], batch, 1), dropout)
+        h = (h.view(-1, batch, pixels) * keep).view(-1, batch * pixels)
+    side = math.isqrt(w3.shape[1])
+    h = torch.addmm(b3.reshape(-1, 1), w3.flatten(0, 1), h).view(-1, batch, pixels).transpose(0, 1)
+    if side > 1:
+        h = F.fold(h.reshape(1, -1, pixels), size, side, padding=side // 2)
+    return h.reshape(batch, -1, *size)
+
+
+def _channel_mask(h: Tensor, shape: Sequence[int], p: float) -> Tensor:
+    return h.new_empty(shape).bernoulli_(1 - p).mul_(1 / (1 - p))

@@ -1,0 +1,234 @@
+"""A flow: a bijection and the base distribution its latents follow."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .bases import Base
+from .bijection import Bijection
+from .config import Recorded
+from .invertible_conv import reads_values
+
+if TYPE_CHECKING:
+    from .check import CheckReport
+    from .distribution import FlowDistribution
+
+
+class Flow(Recorded, nn.Module):
+    """``log p(x) = log p_base(z) + logdet`` with ``z, logdet = bijection(x)``.
+
+    Args:
+        bijection: data -> latent in its forward.
+        base: distribution of the latent, shape ``[*base.shape]``.
+        embed: network applied to the context before the bijection sees it (an ``nn.Embedding`` for labels).
+
+    ``x [B, *event]`` is one batch; ``context [B, ...]`` has one entry per sample. Drawing ``n`` samples gives
+    ``[n, *event]``, with a context ``[B, ...]`` ``[n, B, *event]`` (torch's order), with a context of no axis (one
+    label) ``[n, *event]`` again. ``batch_size`` computes in chunks, with equal results. In training mode the first
+    batch through the flow sets what starts from data (see :meth:`initialize`).
+    """
+
+    def __init__(self, bijection: Bijection, base: Base, *, embed: nn.Module | None = None) -> None:
+        super().__init__()
+        self.bijection, self.base, self.embed = bijection, base, embed
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``(z, logdet)``, data -> latent. Nothing is looked at on the host: this is what to compile or capture."""
+        return self.bijection(x, self._embed(context, x))
+
+    # --- density ---
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None, *, batch_size: int | None = None) -> Tensor:
+        """``log p(x | context) [B]`` in nats. Raises ``ValueError`` for non-finite data (on the CPU only)."""
+        self._check_data(x)
+        return _chunked(self._log_prob, batch_size, x, context)
+
+    def nll(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The training loss: the batch's mean of ``-log p(x)`` in nats, a scalar."""
+        return -self._log_prob(x, context).mean()
+
+    def encode(self, x: Tensor, context: Tensor | None = None, *, batch_size: int | None = None) -> Tensor:
+        """The latent of x, with gradients."""
+        self._check_data(x)
+        return _chunked(lambda x, c: self(x, c)[0], batch_size, x, context)
+
+    def decode(self, z: Tensor, context: Tensor | None = None, *, batch_size: int | None = None) -> Tensor:
+        """The data of a latent, with gradients: the inverse of :meth:`encode`."""
+        return _chunked(lambda z, c: self.bijection.inverse(z, self._embed(c, z))[0], batch_size, z, context)
+
+    # --- samples ---
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int = 1,
+        context: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """Samples ``[n, *event]`` or ``[n, B, *event]``. Temperature scales the base's standard deviation."""
+        return self.rsample(n, context, temperature=temperature, generator=generator, batch_size=batch_size)
+
+    def rsample(
+        self,
+        n: int = 1,
+        context: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """As :meth:`sample`, with gradients through the inverse (reverse KL, variational inference)."""
+        return self._draw(n, context, temperature, generator, batch_size, density=False)[0]
+
+    @torch.no_grad()
+    def sample_and_log_prob(
+        self,
+        n: int = 1,
+        context: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Samples and their log density ``[n]`` or ``[n, B]`` (at temperature 1) in one pass through the inverse."""
+        return self.rsample_and_log_prob(
+            n, context, temperature=temperature, generator=generator, batch_size=batch_size
+        )
+
+    def rsample_and_log_prob(
+        self,
+        n: int = 1,
+        context: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`sample_and_log_prob`, with gradients."""
+        return self._draw(n, context, temperature, generator, batch_size, density=True)
+
+    def to_distribution(self, context: Tensor | None = None) -> FlowDistribution:
+        """The flow as a ``torch.distributions.Distribution``, of batch shape ``[B]`` under a context ``[B, ...]``."""
+        from .distribution import FlowDistribution
+
+        return FlowDistribution(self, context)
+
+    # --- state ---
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Sets what starts from data (ActNorm) from this batch, now; in training mode the first forward does it."""
+        self._check_data(x)
+        self.bijection.initialize(x, self._embed(context, x))
+
+    def check(self, x: Tensor, context: Tensor | None = None) -> CheckReport:
+        """Round trip, log-determinant and conditioning of every layer on real data: print what it returns."""
+        from .check import check
+
+        return check(self, x, context)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """One safetensors file with the weights and the configuration, written whole or not at all."""
+        from .serialize import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Any:
+        """The flow saved at ``path``, in eval mode. Runs no pickle. Raises ``CheckpointError`` for any other file."""
+        from .serialize import CheckpointError, load
+
+        flow = load(path, device=device)
+        if not isinstance(flow, cls):
+            raise CheckpointError(f"{os.fspath(path)} holds a {type(flow).__name__}, not a {cls.__name__}")
+        return flow
+
+    # --- inside ---
+
+    def _embed(self, context: Tensor | None, like: Tensor) -> Tensor | None:
+        if context is not None and not isinstance(context, Tensor):
+            context = torch.as_tensor(context, device=like.device)
+        if context is not None and context.dim() == 0:
+            context = context.expand(like.shape[0])
+        return context if self.embed is None else self.embed(context)
+
+    def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
+        z, logdet = self(x, context)
+        return self.base.log_prob(z) + logdet
+
+    def _check_data(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise ValueError(f"data must be a floating point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+        check_finite(x)
+
+    def _draw(
+        self,
+        n: int,
+        context: Tensor | None,
+        temperature: float,
+        generator: torch.Generator | None,
+        batch_size: int | None,
+        *,
+        density: bool,
+    ) -> tuple[Tensor, Tensor]:
+        if n < 0:
+            raise ValueError(f"n must be at least 0, got {n}")
+        batch: int | None = None
+        if context is not None:
+            context = torch.as_tensor(context, device=self._device())
+            batch = None if context.dim() == 0 else context.shape[0]
+            context = context.expand(n) if batch is None else context.repeat(n, *[1] * (context.dim() - 1))
+        total = n if batch is None else n * batch
+        z = self.base.sample(total, generator=generator, temperature=temperature)
+
+        def inverse(z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+            x, logdet = self.bijection.inverse(z, self._embed(context, z))
+            return x, self.base.log_prob(z) - logdet if density else logdet
+
+        x, log_prob = _chunked(inverse, batch_size, z, context)
+        if batch is None:
+            return x, log_prob
+        return x.unflatten(0, (n, batch)), log_prob.unflatten(0, (n, batch))
+
+    def _device(self) -> torch.device:
+        return next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0)).device
+
+
+def _chunked(function: Callable[..., Any], batch_size: int | None, x: Tensor, context: Tensor | None) -> Any:
+    """``function(x, context)`` over chunks of the first axis; a tensor or a tuple of tensors, put together again."""
+    if batch_size is None or x.shape[0] <= batch_size:
+        return function(x, context)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    parts = [function(*piece) for piece in _pieces(x, context, batch_size)]
+    if isinstance(parts[0], tuple):
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    return torch.cat(parts)
+
+
+def _pieces(x: Tensor, context: Tensor | None, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    whole = not isinstance(context, Tensor) or context.dim() == 0
+    for i in range(0, x.shape[0], size):
+        yield x[i : i + size], context if whole else context[i : i + size]
+
+
+def check_finite(x: Tensor) -> None:
+    """Counts and names what is NaN or infinite, on the CPU only: elsewhere it would wait for the device."""
+    if not reads_values(x) or bool(torch.isfinite(x).all()):
+        return
+    per_sample = (~torch.isfinite(x)).reshape(x.shape[0], -1).sum(1)
+    bad = per_sample.nonzero()[:, 0].tolist()
+    first = bad[0]
+    more = f" (and some in {len(bad) - 1} more samples)" if len(bad) > 1 else ""
+    count = int(per_sample[first])
+    verb = "is" if count == 1 else "are"
+    raise ValueError(f"{count} of {x[0].numel()} values {verb} NaN or infinite in sample {first}{more}")

@@ -1,0 +1,169 @@
+"""K steps of Glow as one module: their small parameters stacked, so that one launch serves all K."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import ScaleMap, affine_coupling, channel_mix
+from ..ops.affine_coupling import OrderName, _choice
+from ..reference.affine_coupling import Order, compute_dtype
+from .actnorm import StartsFromData, whitening
+from .bijection import check_channels, refuse_lengths
+from .conv_net import (
+    Dropout,
+    arrange,
+    by_matrices,
+    check_context,
+    check_network,
+    conv_net,
+    fold_log_scale,
+    network_dtype,
+    uniform_init,
+)
+from .invertible_conv import plu, plu_inverse, plu_matrix, random_rotations, signed_diagonal
+
+
+class GlowSteps(StartsFromData):
+    """``steps`` times (ActNorm, 1x1 convolution, affine coupling) on ``[B, C, H, W]``; logdet ``[B]``.
+
+    Args:
+        channels: C, at least 2; the first ``C - C // 2`` pass through every coupling.
+        steps: K.
+        hidden: width of the coupling networks (conv, ReLU, 1x1, ReLU, dropout, conv).
+        context_channels: E of a context ``[B, E]`` that shifts the first convolution's output; 0 for none.
+        kernel, last_kernel: odd sides of the first and the last convolution of those networks (by default alike).
+        dropout, dropout_of: see :class:`ConvConditioner`.
+        scale_map, order: see :func:`nfkernels.affine_coupling`.
+
+    It computes what a chain of :class:`ActNorm`, :class:`InvertibleConv1x1` and :class:`AffineCoupling` would. ActNorm
+    is folded into the 1x1 (``W diag(e^s)`` and ``W b``), all K matrices are composed, inverted and differentiated in
+    one batch, and the weights of the K networks lie stacked along axis 0: a step is one channel mix, one network and
+    one coupling.
+    Cost per step: O(B C^2 P) and the network. Reference: Kingma & Dhariwal 2018 (Glow), table 1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        steps: int,
+        hidden: int,
+        *,
+        context_channels: int = 0,
+        kernel: int = 3,
+        last_kernel: int | None = None,
+        dropout: float = 0.0,
+        dropout_of: Dropout = "element",
+        scale_map: ScaleMap | str = "glow",
+        order: OrderName = "shift_first",
+    ) -> None:
+        super().__init__()
+        if channels < 2:
+            raise ValueError(f"GlowSteps needs at least 2 channels (squeeze images first), got {channels}")
+        if steps < 1 or hidden < 1:
+            raise ValueError(f"GlowSteps needs at least 1 step and 1 hidden channel, got {steps} and {hidden}")
+        last_kernel = kernel if last_kernel is None else last_kernel
+        check_network((kernel, last_kernel), dropout, dropout_of)
+        _choice(Order, order, "order")
+        self.channels, self.steps, self.hidden, self.context_channels = channels, steps, hidden, context_channels
+        self.dropout, self.dropout_of, self.order = dropout, dropout_of, order
+        self.scale_map = ScaleMap.parse(scale_map)
+        self.split = channels - channels // 2
+        out = (2 if self.scale_map.has_scale else 1) * (channels // 2)
+
+        self.log_scale = nn.Parameter(torch.zeros(steps, channels))
+        self.bias = nn.Parameter(torch.zeros(steps, channels))
+        permutation, lower, upper, log_s, sign_s = plu(random_rotations(steps, channels))
+        self.lower, self.upper, self.log_s = nn.Parameter(lower), nn.Parameter(upper), nn.Parameter(log_s)
+        self.register_buffer("permutation", permutation)
+        self.register_buffer("sign_s", sign_s)
+
+        # Four axes each, so that .to(memory_format=torch.channels_last) reaches them.
+        self.weight1 = nn.Parameter(torch.empty(steps * hidden, self.split, kernel, kernel))
+        self.bias1 = nn.Parameter(torch.empty(steps * hidden))
+        self.weight2 = nn.Parameter(torch.empty(steps * hidden, hidden, 1, 1))
+        self.bias2 = nn.Parameter(torch.empty(steps * hidden))
+        self.weight3 = nn.Parameter(torch.zeros(steps * out, hidden, last_kernel, last_kernel))
+        self.bias3 = nn.Parameter(torch.zeros(steps * out))
+        self.log_scale3 = nn.Parameter(torch.zeros(steps * out))
+        self.context_weight = nn.Parameter(torch.zeros(steps * hidden, context_channels)) if context_channels else None
+        uniform_init(self.weight1, self.bias1)
+        uniform_init(self.weight2, self.bias2)
+
+    def forward(self, x, context=None, *, lengths=None):
+        check_channels(x, self.channels, "GlowSteps", least=4)
+        refuse_lengths(lengths, "GlowSteps")
+        self.start_if_due(x, context, lengths)
+        dtype = compute_dtype(x)
+        matrices = self._matrices()
+        # y = W (e^s x + b) = (W e^s) x + W b; sums and not products, which TF32 would round.
+        mixing = matrices * torch.exp(self.log_scale.to(matrices.dtype))[:, None]
+        shift = (matrices * self.bias[:, None]).sum(2)
+        logdet = None
+        networks = self._networks(x, context)
+        for weight, bias, network in zip(mixing.to(dtype).unbind(0), shift.to(dtype).unbind(0), networks, strict=True):
+            x = channel_mix(x, weight, bias)
+            x, logdet = self._couple(x, network, logdet, False)
+        return x, logdet + self._constant(x)
+
+    def inverse(self, z, context=None, *, lengths=None):
+        check_channels(z, self.channels, "GlowSteps", least=4)
+        refuse_lengths(lengths, "GlowSteps")
+        dtype = compute_dtype(z)
+        diagonal = signed_diagonal(self.log_s, self.sign_s, "GlowSteps")
+        unscale = torch.exp(-self.log_scale.to(diagonal.dtype))
+        mixing = unscale[..., None] * plu_inverse(self.permutation, self.lower, self.upper, diagonal)
+        weights, biases = mixing.to(dtype).unbind(0), (-self.bias * unscale).to(dtype).unbind(0)
+        logdet = None
+        for k, network in reversed(list(enumerate(self._networks(z, context)))):
+            z, logdet = self._couple(z, network, logdet, True)
+            z = channel_mix(z, weights[k], biases[k])
+        return z, logdet - self._constant(z)
+
+    def start(self, x, context, lengths):
+        check_channels(x, self.channels, "GlowSteps", least=4)
+        dtype = compute_dtype(x)
+        matrices = self._matrices()
+        for k, network in enumerate(self._networks(x, context)):
+            log_scale, bias = whitening(x)
+            self.log_scale[k].copy_(log_scale)
+            self.bias[k].copy_(bias)
+            weight = matrices[k].to(dtype)
+            x = channel_mix(x, weight * torch.exp(log_scale), weight @ bias)
+            x, _ = self._couple(x, network, None, False)
+
+    def _matrices(self) -> Tensor:
+        """All K mixing matrices, ActNorm not yet in them, ``[K, C, C]``."""
+        diagonal = signed_diagonal(self.log_s, self.sign_s, "GlowSteps")
+        return plu_matrix(self.permutation, self.lower, self.upper, diagonal)
+
+    def _constant(self, x: Tensor) -> Tensor:
+        """The part of the log-determinant that does not depend on the data."""
+        return (self.log_s + self.log_scale).to(compute_dtype(x)).sum() * (x.shape[2] * x.shape[3])
+
+    def _couple(self, x: Tensor, network: tuple, logdet: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        *weights, extra, matrices = network
+        rate = self.dropout if self.training else 0.0
+        params = conv_net(x.narrow(1, 0, self.split), weights, extra, None, rate, self.dropout_of, matrices)
+        return affine_coupling(
+            x, params, scale_map=self.scale_map, order=self.order, identity="first", inverse=inverse, logdet=logdet
+        )
+
+    def _networks(self, x: Tensor, context: Tensor | None) -> Iterator[tuple]:
+        """The weights of each network in turn; cast, arranged, and the last log-scale folded in, for all K at once."""
+        dtype = network_dtype(self.weight1)
+        matrices = by_matrices(x, dtype)
+        last = fold_log_scale(self.weight3, self.bias3, self.log_scale3)
+        stacked = [v.to(dtype) for v in (self.weight1, self.bias1, self.weight2, self.bias2, *last)]
+        parts = [v.split(v.shape[0] // self.steps) for v in arrange(stacked, matrices)]
+        extra: Sequence[Tensor | None] = (None,) * self.steps
+        if self.context_weight is not None:
+            context = check_context(context, self.context_channels, "GlowSteps")
+            extra = F.linear(context.to(dtype), self.context_weight.to(dtype)).split(self.hidden, 1)
+        return zip(*parts, extra, (matrices,) * self.steps, strict=True)
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, steps={self.steps}, hidden={self.hidden}, scale_map={self.scale_map}"

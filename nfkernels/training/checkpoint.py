@@ -1,0 +1,110 @@
+"""A run's whole state in one safetensors file: written atomically, read without executing anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .._atomic import atomic_write
+from .errors import TrainingError
+
+# Raised whenever the layout below changes; a checkpoint of another version is refused.
+VERSION = 1
+_KEY = "nfkernels_checkpoint"
+
+
+def save_checkpoint(path: str | os.PathLike[str], tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> None:
+    """Writes groups of named tensors and JSON-able facts to ``path``; until it is whole, ``path`` keeps what it held.
+
+    Raises ``OSError`` (naming the file) where it cannot be written, a full disk included.
+    """
+    flat = {}
+    for group, members in tensors.items():
+        for name, tensor in members.items():
+            # Copies: safetensors refuses tensors that share memory, and the CPU's would change under a slow write.
+            flat[f"{group}/{name}"] = tensor.detach().to("cpu", copy=True).contiguous()
+    metadata = {_KEY: json.dumps({"version": VERSION, **facts})}
+    with atomic_write(path) as temporary:
+        write_tensors(flat, temporary, metadata)
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """``safetensors.torch.save_file`` whose input/output errors are ``OSError`` like everybody else's."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        code = int(number.group(1))
+        raise OSError(code, os.strerror(code), str(path)) from error
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The groups of tensors (on the CPU) and the facts that ``save_checkpoint`` wrote.
+
+    Raises ``TrainingError`` where the file is missing, damaged, of another program or of another version.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = _facts(path, file.metadata())
+            flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except FileNotFoundError:
+        raise TrainingError(f"{path} is not there: nothing to resume; is this the folder of a run?") from None
+    except (SafetensorError, OSError) as error:
+        raise TrainingError(f"{path} is damaged or not a safetensors file ({error})") from error
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in flat.items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = tensor
+    return groups, facts
+
+
+def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Only the facts of a checkpoint, without its tensors. Raises as ``load_checkpoint``."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _facts(path, file.metadata())
+    except FileNotFoundError:
+        raise TrainingError(f"{path} is not there: nothing to resume; is this the folder of a run?") from None
+    except (SafetensorError, OSError) as error:
+        raise TrainingError(f"{path} is damaged or not a safetensors file ({error})") from error
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's global generators that training on ``device`` draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["device"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "device" in state:
+        torch.cuda.set_rng_state(state["device"], device)
+
+
+def _facts(path: str | os.PathLike[str], metadata: dict[str, str] | None) -> dict[str, Any]:
+    text = (metadata or {}).get(_KEY)
+    if text is None:
+        raise TrainingError(f"{path} is a safetensors file but not a checkpoint of nfkernels training")
+    try:
+        facts = json.loads(text)
+        version = facts["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{path} is damaged: its description cannot be read ({error})") from error
+    if version != VERSION:
+        raise TrainingError(
+            f"{path} has checkpoint version {version}, this nfkernels reads version {VERSION}: resume with the version "
+            "that wrote it"
+        )
+    return facts

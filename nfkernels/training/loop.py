@@ -1,0 +1,260 @@
+"""``fit``: trains any flow on images or tensors. The command line uses exactly this."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from .checkpoint import read_facts
+from .errors import TrainingError
+from .interrupt import Interrupt
+from .progress import Reporter, reporter
+from .recipe import Recipe
+from .run_folder import RunFolder
+from .samples import Data, as_samples, is_image_flow, unit_of
+from .trainer import Trainer
+
+if TYPE_CHECKING:
+    from ..nn import Flow
+
+# What a resumed run may be told anew; anything else would make it another run.
+RESUMABLE = ("steps", "patience")
+
+Stopped = Literal["steps", "early", "signal", "callback"]
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run is, as reporters and callbacks see it. Losses are in ``unit``, ``"bits/dim"`` or ``"nats"``."""
+
+    step: int
+    steps: int
+    unit: str
+    loss: float | None = None  # mean over the steps since the last log
+    validation: float | None = None  # latest
+    best: float | None = None
+    per_second: float | None = None  # samples trained on per second, validation and saving not counted
+    seconds_left: float | None = None
+    logged: bool = False  # this step brought a new loss
+    validated: bool = False  # this step brought a new validation
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """How a run ended.
+
+    Args:
+        step: steps done in all.
+        stopped: ``"steps"`` (all done), ``"early"`` (patience ran out), ``"signal"`` or ``"callback"``.
+        signal: the signal's number, where that stopped it.
+        best: best validation loss, None without validation; the flow (and ``model.safetensors``) holds its weights.
+        best_step: its step.
+        validation: the latest validation loss.
+        unit: of all losses, ``"bits/dim"`` or ``"nats"``.
+        history: the entries of ``metrics.jsonl``.
+    """
+
+    step: int
+    stopped: Stopped
+    signal: int | None
+    best: float | None
+    best_step: int
+    validation: float | None
+    unit: str
+    history: list[dict[str, Any]]
+
+
+def fit(
+    flow: Flow,
+    data: Data,
+    *,
+    validation: Data | None = None,
+    recipe: Recipe | None = None,
+    run: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    device: torch.device | str | None = None,
+    progress: bool | str | Reporter = False,
+    callback: Callable[[Progress], Any] | None = None,
+    signals: bool = False,
+    config: dict[str, Any] | None = None,
+    **changes: Any,
+) -> FitResult:
+    """Trains ``flow`` by maximum likelihood with AdamW, and leaves the best averaged weights in it.
+
+    An image flow is trained on uint8 images in bits per dimension, each step with fresh dequantisation noise; any other
+    flow on float samples in nats. Equal arguments on equal machines (thread count included) give equal runs, bit for
+    bit; the caller's global random state is left as it was.
+
+        train, validation, test = split(load_images("digits"), seed=0)
+        flow = Glow((1, 8, 8), levels=2, steps=8, hidden=64, grey_levels=17)
+        fit(flow, train, validation=validation, steps=1000, run="runs/mine", progress=True)
+
+    Args:
+        flow: any ``Flow``; moved to ``device``. ActNorm and the like start from 512 random samples of ``data``.
+        data: an ImageData, samples `[N, *event]`, or a pair of samples and contexts `[N, ...]`. Labels of an ImageData
+            are the context of a flow that has ``classes``.
+        validation: likewise; without it the latest averaged weights are kept and nothing stops early.
+        recipe: how to train; single fields can be given by name instead or on top (``steps=1000, lr=1e-3``).
+        run: folder for metrics, checkpoint and model (see ``RunFolder``), which must not hold a run yet; None keeps all
+            in memory.
+        resume: continue the run in the folder ``run`` bit for bit, with its own recipe, of which only ``steps`` and
+            ``patience`` may change. ``flow`` and data must be built as they were. A finished run returns at once.
+        device: None leaves the flow where it is.
+        progress: False, True (a bar on a terminal, lines elsewhere), ``"bar"``, ``"lines"`` or a ``Reporter``.
+        callback: called after every step; a true answer stops the run, which can then be resumed.
+        signals: treat the first Ctrl-C or SIGTERM as a wish to save and stop (in the main thread); a second one ends
+            the program at once.
+        config: anything JSON-able, kept in ``config.json`` and the checkpoint beside the recipe.
+        **changes: fields of ``Recipe``.
+
+    Raises:
+        TrainingError: ten steps in a row without a finite loss; a checkpoint that is damaged or does not fit; a folder
+            that already holds a run; a file that cannot be written, a full disk included (the previous checkpoint
+            survives).
+        DataError: data that cannot be used. ValueError or TypeError: a recipe that cannot.
+    """
+    unknown = changes.keys() - set(Recipe.names())
+    if unknown:
+        raise TypeError(f"fit() has no option {', '.join(sorted(unknown))}; a recipe has {', '.join(Recipe.names())}")
+    if resume and run is None:
+        raise TypeError("fit(resume=True) needs the folder of the run: run=...")
+    folder = None if run is None else RunFolder(run)
+    recipe = resumed_recipe(folder, recipe, changes) if resume else dataclasses.replace(recipe or Recipe(), **changes)
+    if next(flow.parameters(), None) is None:
+        raise TypeError("the flow has no parameters to train")
+    samples = as_samples(data, flow)
+    held_out = None if validation is None else as_samples(validation, flow, "validation data")
+    if device is not None:
+        flow.to(device)
+    device = next(flow.parameters()).device
+
+    with _own_randomness(device), Interrupt(active=signals) as interrupt:
+        trainer = Trainer(flow, samples, held_out, recipe, folder)
+        watch = reporter(progress, "images" if is_image_flow(flow) else "samples")
+        settings = {**(config or {}), "recipe": dataclasses.asdict(recipe)}
+        with trainer.explained():
+            if resume:
+                trainer.config = read_facts(folder.checkpoint)["config"] | settings
+                trainer.load()
+                folder.write_config(trainer.config)
+            else:
+                trainer.config = settings
+                trainer.begin()
+            stopped = _run(trainer, watch, callback, interrupt)
+        trainer.restore_best()
+    best = trainer.best
+    number = interrupt.requested if stopped == "signal" else None
+    return FitResult(
+        trainer.at, stopped, number, best.loss, best.step, best.latest, unit_of(flow), list(trainer.history)
+    )
+
+
+def _run(
+    trainer: Trainer, watch: Reporter, callback: Callable[[Progress], Any] | None, interrupt: Interrupt
+) -> Stopped:
+    recipe = trainer.recipe
+    now = Progress(trainer.at, recipe.steps, unit_of(trainer.flow), best=trainer.best.loss)
+    now.validation = trainer.best.latest
+    clock = _Clock(trainer)
+    watch.start(trainer.at, recipe.steps)
+    try:
+        while True:
+            # Looked at before each step, so that a resumed run stops where its predecessor did.
+            if trainer.best.stale >= recipe.patience:
+                return "early"
+            if trainer.at >= recipe.steps:
+                return "steps"
+            trainer.step()
+            now.step, last = trainer.at, trainer.at >= recipe.steps
+            now.logged = trainer.at % recipe.log_every == 0 or last
+            now.validated = False
+            if now.logged:
+                now.loss = trainer.log()[trainer.loss_key]
+                now.per_second, now.seconds_left = clock.read()
+            wish = callback is not None and callback(now)
+            stop = interrupt.requested is not None or wish
+            if trainer.at % recipe.validate_every == 0 or last or stop:
+                with clock.pause():
+                    _checkpoint(trainer, now, validate=not stop or trainer.at % recipe.validate_every == 0 or last)
+            watch.step(now)
+            if stop and not last:
+                return "signal" if interrupt.requested is not None else "callback"
+    finally:
+        watch.stop()
+
+
+def _checkpoint(trainer: Trainer, now: Progress, *, validate: bool) -> None:
+    if trainer.validation is None:
+        trainer.keep_averaged()
+    elif validate:
+        trainer.validate()
+        now.validated, now.validation, now.best = True, trainer.best.latest, trainer.best.loss
+    if trainer.best_weights is None:
+        trainer.keep_averaged()
+    trainer.save()
+
+
+class _Clock:
+    """Samples per second since the last reading, pauses left out; also written to ``timing.jsonl``."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._first, self._began = trainer.at, time.monotonic()
+        self._step, self._since, self._paused = trainer.at, self._began, 0.0
+
+    def read(self) -> tuple[float, float]:
+        trainer, now = self._trainer, time.monotonic()
+        steps, seconds = trainer.at - self._step, max(now - self._since - self._paused, 1e-9)
+        rate = steps * trainer.batch_size / seconds
+        left = (trainer.recipe.steps - trainer.at) * (now - self._began) / max(trainer.at - self._first, 1)
+        self._step, self._since, self._paused = trainer.at, now, 0.0
+        if trainer.folder is not None:
+            elapsed = round(now - self._began, 3)
+            trainer.folder.log_time({"step": trainer.at, "seconds": elapsed, "samples_per_second": round(rate, 1)})
+        return rate, left
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self._paused += time.monotonic() - began
+
+
+@contextlib.contextmanager
+def _own_randomness(device: torch.device) -> Iterator[None]:
+    """Global generators are put back afterwards; cuDNN's convolutions give the same bits every time."""
+    cudnn = torch.backends.cudnn
+    before, cudnn.deterministic = cudnn.deterministic, True
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        cudnn.deterministic = before
+
+
+def resumed_recipe(folder: RunFolder, recipe: Recipe | None, changes: dict[str, Any]) -> Recipe:
+    """The recipe of the run in ``folder`` with what may be told anew; ``TrainingError`` for anything else."""
+    facts = read_facts(folder.checkpoint)
+    try:
+        stored = Recipe(**facts["recipe"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"{folder.checkpoint} holds a recipe that cannot be used ({error})") from error
+    wanted = {**({} if recipe is None else dataclasses.asdict(recipe)), **changes}
+    for name, value in wanted.items():
+        value = tuple(value) if name == "betas" else value
+        if name not in RESUMABLE and value != getattr(stored, name):
+            raise TrainingError(
+                f"{name} {value!r} differs from the run's {getattr(stored, name)!r}: a resumed run keeps its recipe, "
+                f"only {' and '.join(RESUMABLE)} may change"
+            )
+    resumed = dataclasses.replace(stored, **{name: wanted[name] for name in RESUMABLE if name in wanted})
+    if resumed.steps < facts["step"]:
+        raise TrainingError(f"steps {resumed.steps}: {folder.path} already has {facts['step']} steps; ask for more")
+    return resumed

@@ -1,0 +1,91 @@
+"""What ``fit`` and ``evaluate`` accept as data, as one thing: samples and, where there is one, a context for each."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .data.image_data import DataError, ImageData
+
+if TYPE_CHECKING:
+    from ..nn import Flow
+
+Data = ImageData | Tensor | tuple[Tensor, Tensor]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Samples:
+    """``images`` (any samples, `[N, ...]`) and ``labels`` (any context, `[N, ...]`, or None), named as in ImageData."""
+
+    images: Tensor
+    labels: Tensor | None
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def as_samples(data: Data, flow: Flow, what: str = "data") -> Samples:
+    """The samples that ``flow`` is to see; labels of an ImageData only where the flow is conditioned on classes.
+
+    Raises:
+        DataError: no samples, contexts that are missing or of another number, non-finite samples (counted), another
+            number of grey levels.
+    """
+    if isinstance(data, ImageData):
+        conditional = bool(getattr(flow, "classes", None))
+        if conditional and data.labels is None:
+            raise DataError(f"{data.name} has no labels, and the flow is conditioned on classes")
+        levels = getattr(flow, "grey_levels", data.grey_levels)
+        if levels != data.grey_levels:
+            raise DataError(f"{data.name} has {data.grey_levels} grey levels, the flow was built for {levels}")
+        samples = Samples(data.images, data.labels if conditional else None, data.name)
+    elif isinstance(data, Tensor):
+        samples = Samples(data, None, what)
+    elif isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        samples = Samples(*data, what)
+    else:
+        raise DataError(
+            f"{what} is a {type(data).__name__}: expected an ImageData, a tensor [N, ...], or a pair (samples, context)"
+        )
+    if not len(samples):
+        raise DataError(f"{samples.name}: there are no samples")
+    if samples.labels is not None and len(samples.labels) != len(samples):
+        raise DataError(f"{samples.name}: {len(samples)} samples but {len(samples.labels)} contexts")
+    if samples.images.is_floating_point():
+        bad = int((~torch.isfinite(samples.images)).sum())
+        if bad:
+            raise DataError(f"{samples.name}: {bad} of {samples.images.numel()} values are not finite")
+    return samples
+
+
+def batch_loss(flow: Flow, samples: Tensor, context: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    """The training loss, a scalar: bits per dimension of images (dequantised once), nats of anything else."""
+    if is_image_flow(flow):
+        return flow.nll(samples, context, generator=generator)
+    return flow.nll(samples, context)
+
+
+def is_image_flow(flow: Any) -> bool:
+    return hasattr(flow, "bits_per_dim")
+
+
+def unit_of(flow: Any) -> str:
+    return "bits/dim" if is_image_flow(flow) else "nats"
+
+
+def fingerprint(samples: Samples) -> str:
+    """A checksum of the samples and contexts: enough to notice that a resumed run was given other data."""
+    crc = 0
+    for tensor in (samples.images, samples.labels):
+        if tensor is not None and tensor.numel():
+            tensor = tensor.detach().cpu().contiguous()
+            # A view of the memory itself: torch works without numpy, and so does this.
+            size = tensor.numel() * tensor.element_size()
+            crc = zlib.crc32((ctypes.c_char * size).from_address(tensor.data_ptr()), crc)
+    return f"{len(samples)}-{crc:08x}"

@@ -1,0 +1,169 @@
+"""What the commands share: a device by name, a Glow by its description, the data and the flow of a finished run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .data import ImageData, load_images, split
+from .errors import TrainingError
+from .recipe import GlowShape, auto_levels
+from .run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from ..nn import ImageFlow
+
+# The cut into train, validation and test does not follow --seed: runs with different seeds share one test part.
+SPLIT_SEED = 0
+
+
+# --- devices --------------------------------------------------------------------------------------------------------
+
+
+def devices_here() -> list[str]:
+    names = ["cpu"]
+    if torch.cuda.is_available():
+        names += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return names
+
+
+def why_no_cuda() -> str:
+    """One phrase; for a machine where CUDA is not available."""
+    if not torch.backends.cuda.is_built():
+        return f"this PyTorch, {torch.__version__}, was built without it"
+    return f"PyTorch {torch.__version__} finds no usable GPU and driver"
+
+
+def pick_device(name: str | None) -> torch.device:
+    """``"auto"`` (or None) is the first CUDA device, else the CPU. ``TrainingError`` for a device that is not here."""
+    here = devices_here()
+    if name in (None, "auto"):
+        return torch.device("cuda:0" if "cuda:0" in here else "cpu")
+    device = torch.device(name)
+    exact = f"cuda:{device.index or 0}" if device.type == "cuda" else device.type
+    if exact not in here:
+        why = f" ({why_no_cuda()})" if device.type == "cuda" and "cuda:0" not in here else ""
+        raise TrainingError(f"there is no device {name} here{why}; this machine has {', '.join(here)}")
+    return torch.device(exact)
+
+
+# --- the flow of a run ----------------------------------------------------------------------------------------------
+
+
+def describe_glow(data: ImageData, shape: GlowShape, *, conditional: bool) -> dict[str, Any]:
+    """The arguments of ``Glow`` for these images, JSON-able. ``TrainingError`` for images it cannot halve."""
+    depth, height, width = data.images.shape[1:]
+    levels = auto_levels(height, width) if shape.levels is None else shape.levels
+    if levels == 0 or height % 2**levels or width % 2**levels:
+        need = f"halved {levels} times, as {levels} levels need" if levels > 1 else "halved, as a level needs"
+        fits = auto_levels(height, width)
+        fewer = f"--levels {fits} or " if fits else ""
+        multiple = 2**levels if levels else 4
+        nearest = "x".join(str(-(-side // multiple) * multiple) for side in (height, width))
+        raise TrainingError(f"{data.name}: images of {height} x {width} cannot be {need}: try {fewer}--size {nearest}")
+    if isinstance(shape.depth, tuple) and len(shape.depth) != levels:
+        raise TrainingError(f"--depth has {len(shape.depth)} numbers for {levels} levels: give one, or one per level")
+    if conditional and data.classes is None:
+        raise TrainingError(f"--classes: {data.name} has no labels; class folders or a label file would give them")
+    return {
+        "shape": [depth, height, width],
+        "levels": levels,
+        "steps": list(shape.depth) if isinstance(shape.depth, tuple) else shape.depth,
+        "hidden": shape.width,
+        "dropout": shape.dropout,
+        "dropout_of": shape.dropout_of,
+        "grey_levels": data.grey_levels,
+        "classes": len(data.classes) if conditional else None,
+    }
+
+
+def build_glow(description: dict[str, Any]) -> ImageFlow:
+    """``TrainingError`` with Glow's own sentence where it refuses its arguments."""
+    from ..models import Glow
+
+    arguments = dict(description)
+    try:
+        return Glow(tuple(arguments.pop("shape")), **arguments)
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"a Glow cannot be built: {error}") from error
+
+
+def open_run(path: str | os.PathLike[str], device: torch.device) -> tuple[ImageFlow, RunFolder | None, dict[str, Any]]:
+    """The flow of a run (or of a single ``.safetensors`` file), its folder and its configuration (else None and {}).
+
+    Raises:
+        TrainingError: there is no run, or what is there is no image flow. CheckpointError: the file is damaged.
+    """
+    from ..nn import ImageFlow, load
+
+    path = Path(path)
+    folder, config = None, {}
+    file = path
+    if path.is_dir():
+        folder = RunFolder(path)
+        file = folder.model
+        if not file.exists():
+            raise TrainingError(f"{path} holds no {file.name}: it is not the folder of a run")
+        config = folder.read_config() if folder.config.exists() else {}
+    elif not path.exists():
+        raise TrainingError(f"{path} does not exist{_runs_nearby(path)}")
+    elif path.name == RunFolder(path.parent).checkpoint.name:
+        raise TrainingError(f"{path} is for --resume: give {path.parent} or its {RunFolder(path.parent).model.name}")
+    flow = load(file)
+    if not isinstance(flow, ImageFlow):
+        raise TrainingError(f"{file} holds a {type(flow).__name__}, which is not a flow of images")
+    return flow.to(device).eval(), folder, config
+
+
+def checkpoint_of(path: str | os.PathLike[str]) -> RunFolder:
+    """The folder of a run to resume. ``TrainingError`` where there is none."""
+    folder = RunFolder(path)
+    if not folder.path.exists():
+        raise TrainingError(f"{path} does not exist{_runs_nearby(folder.path)}")
+    if not folder.path.is_dir():
+        raise TrainingError(f"{path} is not the folder of a run: give the folder, not a file in it")
+    if not folder.checkpoint.exists():
+        raise TrainingError(f"{path} holds no {folder.checkpoint.name}: nothing to resume")
+    return folder
+
+
+def run_data(config: dict[str, Any]) -> tuple[ImageData, ImageData, ImageData]:
+    """The train, validation and test parts that a configuration describes. ``DataError`` where they are gone."""
+    try:
+        data = config["data"]
+        source, size, channels, seed = data["source"], data["size"], data["channels"], data["split_seed"]
+    except (KeyError, TypeError) as error:
+        raise TrainingError(f"the run's configuration does not say what data it used ({error})") from error
+    return split(load_images(source, size=None if size is None else tuple(size), channels=channels), seed=seed)
+
+
+def class_names(flow: ImageFlow, config: dict[str, Any]) -> list[str] | None:
+    """What the classes of a conditional flow are called; None for an unconditional one."""
+    count = getattr(flow, "classes", None)
+    if not count:
+        return None
+    names = (config.get("data") or {}).get("classes")
+    return names if isinstance(names, list) and len(names) == count else [str(index) for index in range(count)]
+
+
+def class_index(wish: str, names: list[str] | None) -> int:
+    """A class by name or number. ``TrainingError`` that lists the classes where there is no such one."""
+    if names is None:
+        raise TrainingError("--class: this flow was trained without classes (nfkernels train --classes)")
+    if wish in names:
+        return names.index(wish)
+    if wish.isdecimal() and int(wish) < len(names):
+        return int(wish)
+    listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    raise TrainingError(f"--class {wish}: the flow has {len(names)} classes, numbered from 0: {listed}")
+
+
+def _runs_nearby(path: Path) -> str:
+    parent = path.parent if path.parent.is_dir() else Path("runs")
+    runs = sorted(str(file.parent) for file in parent.glob("*/model.safetensors")) if parent.is_dir() else []
+    return f"; runs there: {', '.join(runs[-8:])}" if runs else ""

@@ -1,0 +1,246 @@
+"""The state of a run, and the four things done with it: step, log, validate, save."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .batches import Batches
+from .checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from .data.image_data import DataError
+from .errors import TrainingError
+from .evaluation import mean_loss
+from .optim import Optimizer
+from .recipe import Recipe
+from .run_folder import RunFolder
+from .samples import Samples, batch_loss, fingerprint, unit_of
+
+if TYPE_CHECKING:
+    from ..nn import Flow
+
+# A run ends after this many steps in a row without a finite loss and gradient.
+MAX_BAD_STEPS = 10
+# Samples that data-dependent layers (ActNorm) see before the first step: more than a batch, for steadier statistics,
+# unless the samples are large.
+_START_SAMPLES, _START_VALUES = 512, 2**22
+# What each random stream is for; the seeds of two streams never meet.
+_ORDER, _NOISE, _DROPOUT, _START, _VALIDATION = range(5)
+
+
+@dataclasses.dataclass
+class Best:
+    """The best validation so far, and how many there have been since."""
+
+    loss: float | None = None
+    step: int = 0
+    stale: int = 0
+    latest: float | None = None
+
+
+class Trainer:
+    """One run of one flow. ``fit`` drives it; everything that a resumed run needs is in here."""
+
+    def __init__(
+        self, flow: Flow, data: Samples, validation: Samples | None, recipe: Recipe, folder: RunFolder | None
+    ) -> None:
+        self.flow, self.recipe, self.folder = flow, recipe, folder
+        self.device = next(flow.parameters()).device
+        self.config: dict[str, Any] = {}
+        self.at = 0
+        self.best = Best()
+        self.best_weights: dict[str, Tensor] | None = None
+        self.history: list[dict[str, Any]] = []
+        self.saved_at: int | None = None
+        self.loss_key = "bpd" if unit_of(flow) == "bits/dim" else "nll"
+        self._identity = {"train": fingerprint(data), "validation": fingerprint(validation) if validation else None}
+        self.validation = validation and Samples(
+            validation.images.to(self.device),
+            None if validation.labels is None else validation.labels.to(self.device),
+            validation.name,
+        )
+        self._batches = Batches(data, recipe.batch_size, seed=self._seed(_ORDER), device=self.device)
+        self.batch_size = min(recipe.batch_size, len(data))
+        self._noise = self._generator(_NOISE)
+        self._data = data
+        self._optimizer: Optimizer | None = None
+        self._window = torch.zeros(3, device=self.device)  # sums since the last log: loss, gradient norm, good steps
+        torch.manual_seed(self._seed(_DROPOUT))
+
+    def begin(self) -> None:
+        """The start of a new run: data-dependent layers see data, and the folder is seen to be writable."""
+        generator = torch.Generator().manual_seed(self._seed(_START))
+        affordable = max(self.batch_size, _START_VALUES // max(self._data.images[0].numel(), 1))
+        index = torch.randperm(len(self._data), generator=generator)[: min(_START_SAMPLES, affordable)]
+        context = None if self._data.labels is None else self._data.labels[index].to(self.device)
+        self.flow.train()
+        with torch.no_grad():
+            batch_loss(self.flow, self._data.images[index].to(self.device), context, self._generator(_START))
+        self._optimizer = Optimizer(self.flow, self.recipe)
+        if self.folder is not None:
+            self.folder.begin()
+            self.folder.write_config(self.config)
+            self.flow.save(self.folder.model)
+
+    def step(self) -> None:
+        """One optimiser step. Nothing in here waits for the device."""
+        samples, context = self._batches.next()
+        try:
+            loss = batch_loss(self.flow, samples, context, self._noise)
+        except ValueError as error:  # a layer that has become singular says so
+            if self.at == 0:
+                raise
+            raise TrainingError(
+                f"the flow broke at step {self.at + 1}: {error}{self._kept()}; try a lower learning rate (--lr)"
+            ) from error
+        loss.backward()
+        norm, bad = self._optimizer.step(loss, self.at)
+        seen = torch.stack((loss.detach(), norm, torch.ones_like(norm))).to(self._window.dtype)
+        self._window += torch.where(bad > 0, 0.0, seen)
+        self.at += 1
+
+    def log(self) -> dict[str, Any]:
+        """Reads what was summed since the last log (the only wait for the device) and writes a line of metrics."""
+        optimizer = self._optimizer
+        numbers = torch.cat((self._window, torch.stack((optimizer.skipped, optimizer.longest_streak)))).tolist()
+        loss, norm, good, skipped, streak = numbers
+        self._window.zero_()
+        if streak >= MAX_BAD_STEPS:
+            raise TrainingError(
+                f"the loss or its gradient was not finite in {MAX_BAD_STEPS} steps in a row before step {self.at}, so "
+                f"the run was stopped{self._kept()}; try a lower learning rate (--lr) or a lower --clip"
+            )
+        entry: dict[str, Any] = {"step": self.at, self.loss_key: loss / good if good else None}
+        entry |= {"lr": self.recipe.lr_at(self.at - 1), "gradient_norm": norm / good if good else None}
+        if skipped:
+            entry["skipped"] = int(skipped)
+        return self._record(entry)
+
+    def validate(self) -> dict[str, Any]:
+        """The averaged weights on the validation samples, with the same noise every time; keeps them if best."""
+        with self._optimizer.averaged():
+            loss = mean_loss(
+                self.flow,
+                self.validation,
+                draws=self.recipe.validation_draws,
+                generator=self._generator(_VALIDATION),
+            )
+            best = self.best
+            best.latest = loss
+            if math.isfinite(loss) and (best.loss is None or loss < best.loss):
+                best.loss, best.step, best.stale = loss, self.at, 0
+                self._keep()
+            else:
+                best.stale += 1
+        self.flow.train()
+        return self._record({"step": self.at, f"validation_{self.loss_key}": loss if math.isfinite(loss) else None})
+
+    def keep_averaged(self) -> None:
+        """The averaged weights as they are become those that are kept: for runs that have no best yet."""
+        with self._optimizer.averaged():
+            self._keep()
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Inside, a file of the run that cannot be written is a ``TrainingError`` that says what survives."""
+        try:
+            yield
+        except OSError as error:
+            if self.folder is None or error.filename is None:
+                raise
+            written = Path(os.fspath(error.filename))
+            if written != self.folder.path and self.folder.path not in written.parents:
+                raise
+            where = f" at step {self.at}{self._kept()}" if self.at else ""
+            raise TrainingError(f"{written} cannot be written ({error.strerror}); the run stopped{where}") from error
+
+    def restore_best(self) -> None:
+        """The flow gets the weights that were kept, for use."""
+        if self.best_weights is not None:
+            self.flow.load_state_dict(self.best_weights)
+        self.flow.eval()
+
+    def save(self) -> None:
+        """Writes the checkpoint, whole or not at all."""
+        if self.folder is None:
+            return
+        order = self._batches.state_dict()
+        tensors = {
+            "flow": self.flow.state_dict(),
+            "best": self.best_weights or {},
+            "optimizer": self._optimizer.state_dict(),
+            "random": {**rng_state(self.device), "noise": self._noise.get_state(), "order": order.pop("generator")},
+            "window": {"sums": self._window},
+        }
+        facts = {
+            "step": self.at,
+            "recipe": dataclasses.asdict(self.recipe),
+            "best": dataclasses.asdict(self.best),
+            "order": order,
+            "data": self._identity,
+            "metrics_size": self.folder.metrics_size(),
+            "config": self.config,
+        }
+        save_checkpoint(self.folder.checkpoint, tensors, facts)
+        self.saved_at = self.at
+
+    def load(self) -> None:
+        """Takes up the folder's checkpoint, bit for bit. ``TrainingError`` where it does not fit flow or data."""
+        path = self.folder.checkpoint
+        tensors, facts = load_checkpoint(path)
+        for part, given in self._identity.items():
+            if facts["data"].get(part) != given:
+                raise TrainingError(
+                    f"the {part} data is not what {path} was trained with: resume with the same data, split and seed"
+                )
+        try:
+            self.flow.load_state_dict(tensors["flow"])
+            self._optimizer = Optimizer(self.flow, self.recipe)
+            self._optimizer.load_state_dict(tensors["optimizer"])
+            self._batches.load_state_dict({**facts["order"], "generator": tensors["random"]["order"]})
+            self._noise.set_state(tensors["random"]["noise"])
+            set_rng_state(tensors["random"], self.device)
+            self._window.copy_(tensors["window"]["sums"])
+            self.best = Best(**facts["best"])
+            self.at = self.saved_at = facts["step"]
+            self.folder.truncate_metrics(facts["metrics_size"])
+        except (KeyError, TypeError, DataError) as error:
+            raise TrainingError(f"{path} is not a checkpoint of this run ({error})") from error
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise TrainingError(f"{path} is of another flow: {reason}") from error
+        self.history = self.folder.history()
+        if tensors.get("best"):
+            self.best_weights = {name: tensor.to(self.device) for name, tensor in tensors["best"].items()}
+        self.flow.train()
+
+    def _keep(self) -> None:
+        self.best_weights = {name: tensor.detach().clone() for name, tensor in self.flow.state_dict().items()}
+        if self.folder is not None:
+            self.flow.save(self.folder.model)
+
+    def _record(self, entry: dict[str, Any]) -> dict[str, Any]:
+        self.history.append(entry)
+        if self.folder is not None:
+            self.folder.log(entry)
+        return entry
+
+    def _kept(self) -> str:
+        if self.folder is None:
+            return ""
+        if self.saved_at is None:
+            return " (there was no checkpoint yet)"
+        return f"; the checkpoint of step {self.saved_at} is kept in {self.folder.path}"
+
+    def _seed(self, stream: int) -> int:
+        return self.recipe.seed * 8 + stream
+
+    def _generator(self, stream: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(self._seed(stream))

@@ -1,0 +1,160 @@
+"""The public face: densities, samples, contexts, chunks, distributions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from nfkernels import nn as N
+
+
+def tabular(context=0, embed=None, seed=0):
+    torch.manual_seed(seed)
+    layers = []
+    for side, (kept, out) in (("first", (2, 2)), ("second", (1, 4))):
+        network = N.MLP(kept, 8, out, context_channels=context)
+        layers += [N.ActNorm(3), N.InvertibleConv1x1(3), N.AffineCoupling(network, identity=side)]
+    flow = N.Flow(N.Chain(layers), N.DiagonalNormal(3), embed=embed).eval()
+    with torch.no_grad():
+        for p in flow.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    return flow
+
+
+def test_log_prob_is_base_plus_logdet():
+    flow, x = tabular(), torch.randn(5, 3)
+    z, logdet = flow(x)
+    torch.testing.assert_close(flow.log_prob(x), flow.base.log_prob(z) + logdet)
+    torch.testing.assert_close(flow.nll(x), -flow.log_prob(x).mean())
+    torch.testing.assert_close(flow.encode(x), z)
+    torch.testing.assert_close(flow.decode(z), x, atol=1e-5, rtol=1e-5)
+
+
+def test_density_integrates_to_one():
+    torch.manual_seed(0)
+    flow = N.Flow(N.AffineCoupling(N.MLP(1, 8, 2), scale_map="exp"), N.StandardNormal(2)).eval()
+    with torch.no_grad():
+        for p in flow.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    side = torch.linspace(-8, 8, 200)
+    grid = torch.cartesian_prod(side, side)
+    area = (side[1] - side[0]) ** 2
+    assert abs(flow.log_prob(grid).exp().sum() * area - 1) < 1e-2
+
+
+def test_samples_have_the_density_they_report():
+    flow = tabular()
+    x, log_prob = flow.sample_and_log_prob(7)
+    assert x.shape == (7, 3)
+    assert not x.requires_grad
+    torch.testing.assert_close(log_prob, flow.log_prob(x), atol=1e-4, rtol=1e-4)
+    _, cold = flow.sample_and_log_prob(7, temperature=0.3, generator=torch.Generator().manual_seed(1))
+    x = flow.sample(7, temperature=0.3, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(cold, flow.log_prob(x), atol=1e-4, rtol=1e-4)
+
+
+def test_context_batches_as_torch_does():
+    flow = tabular(context=2, embed=torch.nn.Linear(4, 2))
+    context = torch.randn(5, 4)
+    x, log_prob = flow.sample_and_log_prob(3, context)
+    assert x.shape == (3, 5, 3)
+    assert log_prob.shape == (3, 5)
+    for i in range(3):
+        torch.testing.assert_close(log_prob[i], flow.log_prob(x[i], context), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(flow.log_prob(x[0], context), flow.log_prob(x[0], -context))
+
+
+def test_gradients_flow_through_samples():
+    flow = tabular()
+    x, log_prob = flow.rsample_and_log_prob(64)
+    target = -0.5 * (x - 3).square().sum(1)
+    (log_prob - target).mean().backward()
+    for name, p in flow.named_parameters():
+        assert p.grad is not None, name
+        assert torch.isfinite(p.grad).all(), name
+        assert p.grad.abs().sum() > 0 or p.numel() == 1, name
+    assert flow.rsample(2).requires_grad
+
+
+def test_reverse_kl_learns_the_target():
+    torch.manual_seed(0)
+    flow = N.Flow(N.Inverse(N.ActNorm(2)).inv, N.StandardNormal(2)).eval()
+    optimizer = torch.optim.Adam(flow.parameters(), 0.05)
+    target = torch.distributions.Normal(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 2.0]))
+    for _ in range(150):
+        x, log_prob = flow.rsample_and_log_prob(128)
+        loss = (log_prob - target.log_prob(x).sum(1)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.02
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 7, 100])
+def test_chunks_give_equal_results(size):
+    flow, x = tabular(context=2), torch.randn(7, 3)
+    context = torch.randn(7, 2)
+    torch.testing.assert_close(flow.log_prob(x, context, batch_size=size), flow.log_prob(x, context))
+    torch.testing.assert_close(flow.encode(x, context, batch_size=size), flow.encode(x, context))
+    z = flow.encode(x, context)
+    torch.testing.assert_close(flow.decode(z, context, batch_size=size), flow.decode(z, context))
+    results = [
+        flow.sample_and_log_prob(2, context, generator=torch.Generator().manual_seed(0), batch_size=s)
+        for s in (size, None)
+    ]
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b)
+
+
+def test_generator_and_temperature():
+    flow = tabular()
+    a, b = (flow.sample(4, generator=torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(a, b)
+    mode = flow.sample(4, temperature=0)
+    assert torch.equal(mode, mode[:1].expand_as(mode))
+
+
+def test_as_a_distribution():
+    flow = tabular()
+    d = flow.to_distribution()
+    assert isinstance(d, torch.distributions.Distribution)
+    assert (d.batch_shape, d.event_shape) == ((), (3,))
+    x = d.rsample((4, 2))
+    assert x.shape == (4, 2, 3)
+    assert x.requires_grad
+    torch.testing.assert_close(d.log_prob(x), flow.log_prob(x.reshape(-1, 3)).reshape(4, 2))
+    assert d.sample().shape == (3,)
+    flow = tabular(context=2)
+    context = torch.randn(5, 2)
+    d = flow.to_distribution(context)
+    assert (d.batch_shape, d.event_shape) == ((5,), (3,))
+    x = d.sample((4,))
+    assert x.shape == (4, 5, 3)
+    torch.testing.assert_close(d.log_prob(x)[2], flow.log_prob(x[2], context))
+    torch.testing.assert_close(d.log_prob(x[0, 0])[3], flow.log_prob(x[0, :1], context[3:4])[0])
+
+
+def test_initialize_sets_what_starts_from_data():
+    flow = N.Flow(N.Chain(N.ActNorm(3), N.AffineCoupling(N.MLP(2, 4, 2), scale_map="exp")), N.StandardNormal(3))
+    x = torch.randn(500, 3) * torch.tensor([1.0, 10.0, 0.1]) + 5
+    before = flow.eval().log_prob(x).mean()
+    flow.initialize(x)
+    assert flow.bijection[0].initialized
+    after = flow.log_prob(x).mean()
+    assert after > before
+    # The entropy of the data, whose scales multiply to 1.
+    assert abs(after + 1.5 * math.log(2 * math.pi * math.e)) < 0.1
+
+
+def test_double_precision_through_everything():
+    flow = tabular().double()
+    assert flow.sample(2).dtype == torch.float64
+    assert flow.log_prob(torch.randn(2, 3, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_no_float64_state():
+    for module in (tabular(), N.GlowSteps(4, 2, 4, context_channels=2), N.Standardize(torch.zeros(2).double())):
+        for name, value in module.state_dict().items():
+            assert value.dtype != torch.float64, name

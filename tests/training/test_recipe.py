@@ -1,0 +1,56 @@
+"""The defaults and what they refuse."""
+
+import math
+
+import pytest
+
+from nfkernels.training import GlowShape, Recipe, auto_levels
+
+
+def test_learning_rate_rises_then_falls_to_zero():
+    recipe = Recipe(steps=100, lr=0.1, warmup=10, schedule="cosine")
+    rates = [recipe.lr_at(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.01)
+    assert max(rates) == pytest.approx(0.1, rel=0.03)
+    assert rates.index(max(rates)) == 9
+    assert rates[50] == pytest.approx(0.05)
+    assert 0 < rates[-1] < 1e-4
+    assert Recipe(steps=100, lr=0.1, warmup=0, schedule="linear").lr_at(75) == pytest.approx(0.025)
+    assert Recipe(steps=100, lr=0.1, warmup=0, schedule="constant").lr_at(99) == 0.1
+
+
+def test_averaging_starts_short():
+    recipe = Recipe(ema=0.9)
+    assert recipe.ema_at(0) == pytest.approx(0.1)
+    assert recipe.ema_at(1000) == 0.9
+    assert Recipe(ema=0.0).ema_at(1000) == 0.0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"steps": 2.5},
+        {"batch_size": True},
+        {"lr": 0.0},
+        {"lr": math.nan},
+        {"warmup": -1},
+        {"seed": 2**32},
+        {"weight_decay": -1.0},
+        {"clip": math.inf},
+        {"ema": 1.0},
+        {"betas": (0.9,)},
+        {"betas": (0.9, 1.0)},
+        {"schedule": "step"},
+        {"patience": 0},
+    ],
+)
+def test_values_that_make_no_sense_are_named(wrong):
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))} is "):
+        Recipe(**wrong)
+
+
+def test_levels_follow_the_size():
+    sizes = {(8, 8): 2, (28, 28): 2, (32, 32): 3, (64, 48): 3, (4, 4): 1, (2, 2): 0, (7, 8): 0, (128, 6): 1}
+    assert {size: auto_levels(*size) for size in sizes} == sizes
+    assert GlowShape().levels is None
