@@ -183,10 +183,11 @@ struct BackwardJob : Common<T> {
     const int64_t step = along_positions ? k.params_step() : 1;
     const int64_t t_off = k.shift_offset(io.params.c), r_off = k.scale_offset(io.params.c);
     const int64_t dt_off = k.shift_offset(io.dparams.c), dr_off = k.scale_offset(io.dparams.c);
+    const int run_block = static_cast<int>(runs.length < kBlock ? (runs.length + kLane - 1) / kLane * kLane : kBlock);
     for (int64_t u = begin; u < end; ++u) {
       const int64_t b = u / this->pieces, piece = u % this->pieces;
       copy_passing<T>(k, runs, io.dy, io.dx, b, piece, this->pieces);
-      fill(s.dlogdet, kBlock, dlogdet(b));
+      fill(s.dlogdet, run_block, dlogdet(b));
       const Part part = part_of(runs.rows, runs.length, piece, this->pieces);
       for (int64_t row = part.row0; row < part.row1; ++row) {
         const int64_t c = along_positions ? row : 0, p = along_positions ? 0 : row;

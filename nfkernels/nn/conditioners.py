@@ -33,7 +33,7 @@ class ConvConditioner(Recorded, nn.Module):
             (Ct if additive).
         context_channels: E of a context ``[B, E]`` or ``[B, E, *spatial]``, added to the first convolution's output
             through a (zero-initialised) linear map.
-        kernel, last_kernel: odd sides of the first and the last convolution (by default alike); the data keeps its size.
+        kernel, last_kernel: odd sides of the first and the last convolution, alike by default; the size stays.
         dropout: probability, before the last convolution; ``dropout_of`` whole ``"channel"`` s or single
             ``"element"`` s.
         dims: 2 for images, 1 for sequences.
