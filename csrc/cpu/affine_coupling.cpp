@@ -42,7 +42,7 @@ struct ForwardJob : Common<T> {
     const int64_t step = along_positions ? k.params_step() : 1;
     const int64_t t_off = k.shift_offset(io.params.c), r_off = k.scale_offset(io.params.c);
     for (int64_t u = begin; u < end; ++u) {
-      const int64_t b = u / this->pieces, piece = u % this->pieces;
+      const int64_t b = this->sample_of(u), piece = u - b * this->pieces;
       copy_passing<T>(k, runs, io.x, io.y, b, piece, this->pieces);
       const Part part = part_of(runs.rows, runs.length, piece, this->pieces);
       double total = 0;
@@ -79,7 +79,7 @@ struct ForwardJob : Common<T> {
             for (int l = 0; l < kLane; ++l) lanes[l] += s.log_s[j + l];
           i += n;
         }
-        for (int l = 0; l < kLane; ++l) total += lanes[l];
+        total += sum_lanes(lanes);
       }
       partial[u] = total;
     }
@@ -185,7 +185,7 @@ struct BackwardJob : Common<T> {
     const int64_t dt_off = k.shift_offset(io.dparams.c), dr_off = k.scale_offset(io.dparams.c);
     const int run_block = static_cast<int>(runs.length < kBlock ? (runs.length + kLane - 1) / kLane * kLane : kBlock);
     for (int64_t u = begin; u < end; ++u) {
-      const int64_t b = u / this->pieces, piece = u % this->pieces;
+      const int64_t b = this->sample_of(u), piece = u - b * this->pieces;
       copy_passing<T>(k, runs, io.dy, io.dx, b, piece, this->pieces);
       fill(s.dlogdet, run_block, dlogdet(b));
       const Part part = part_of(runs.rows, runs.length, piece, this->pieces);

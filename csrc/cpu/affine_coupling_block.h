@@ -101,6 +101,16 @@ struct Scratch {
   Block<T> block() { return {x, t, r, g, log_g, y, log_s, dy, dlogdet, dx, dt, dr, dg}; }
 };
 
+// In double and by halves: neither a long chain of additions nor a rounding that shows.
+template <typename T>
+double sum_lanes(const T* lanes) {
+  double sum[kLane];
+  for (int l = 0; l < kLane; ++l) sum[l] = lanes[l];
+  for (int half = kLane / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l) sum[l] += sum[l + half];
+  return sum[0];
+}
+
 template <typename T>
 void fill(T* p, int n, T v) {
   for (int i = 0; i < n; ++i) p[i] = v;

@@ -72,6 +72,7 @@ struct Part {
 };
 
 Part part_of(int64_t rows, int64_t length, int64_t i, int64_t n) {
+  if (n == 1) return {0, rows, 0, length};  // small samples: no divisions
   if (rows != 1) return {rows * i / n, rows * (i + 1) / n, 0, length};
   const auto cut = [&](int64_t j) { return j == n ? length : length * j / n / kLane * kLane; };
   return {0, 1, cut(i), cut(i + 1)};
@@ -96,6 +97,7 @@ struct Common {
     if (pieces > limit) pieces = limit < 1 ? 1 : limit;
     units = k.batch * pieces;
   }
+  int64_t sample_of(int64_t unit) const { return pieces == 1 ? unit : unit / pieces; }
   int64_t grain(int64_t elements) const {
     const int64_t per_unit = elements / pieces + 1;
     return per_unit >= kUnit ? 1 : kUnit / per_unit;
@@ -127,7 +129,7 @@ void visit(const Common<T>& job, const View& x, int64_t begin, int64_t end, F&& 
   const bool channels_outer = x.p <= x.c;
   const int64_t outer = channels_outer ? k.channels : k.positions, inner = channels_outer ? k.positions : k.channels;
   for (int64_t u = begin; u < end; ++u) {
-    const int64_t b = u / job.pieces, piece = u % job.pieces;
+    const int64_t b = job.sample_of(u), piece = u - b * job.pieces;
     const int64_t o1 = outer * (piece + 1) / job.pieces;
     for (int64_t o = outer * piece / job.pieces; o < o1; ++o)
       for (int64_t i = 0; i < inner; ++i) channels_outer ? f(u, b, o, i) : f(u, b, i, o);

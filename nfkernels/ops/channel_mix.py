@@ -72,9 +72,10 @@ class _ChannelMix(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy):
         x, weight = ctx.saved_tensors
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return reference.backward(x, weight, dy)
         need = ctx.needs_input_grad
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            grads = reference.backward(x, weight, dy)
+            return tuple(g if n else None for g, n in zip(grads, need, strict=True))
         dx, dweight, dbias = _backward.on(ctx.backend, x, weight, canonical(dy), need[0], need[1], need[2])
         return dx if need[0] else None, dweight if need[1] else None, dbias if need[2] else None
 

@@ -51,6 +51,8 @@ def test_gradcheck():
     weight, bias = torch.randn(3, 3, dtype=torch.float64, requires_grad=True), torch.randn(3).double().requires_grad_()
     assert torch.autograd.gradcheck(channel_mix, (x, weight, bias))
     assert torch.autograd.gradgradcheck(channel_mix, (x, weight, bias))
+    assert torch.autograd.gradgradcheck(channel_mix, (x, weight))
+    assert torch.autograd.gradgradcheck(channel_mix, (x, weight.detach(), bias))
 
 
 @pytest.mark.parametrize("needed", [n for n in itertools.product([False, True], repeat=3) if any(n)])

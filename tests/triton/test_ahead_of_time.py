@@ -1,0 +1,230 @@
+"""Every launcher compiled to machine code for NVIDIA and AMD without a GPU.
+
+Its arguments fit its kernel, nothing spills, and memory moves 16 bytes at a time where the sizes allow it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import zlib
+
+import pytest
+import torch
+
+pytest.importorskip("triton.language", reason="Triton is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("Triton's interpreter is on in this process", allow_module_level=True)
+
+import fake_driver
+from fake_driver import TARGETS, compiling_for
+
+from nfkernels.reference.affine_coupling import Form, Identity, Layout, Order
+from nfkernels.reference.scale_map import ScaleMap
+from nfkernels.triton import affine_coupling, channel_mix
+
+NVIDIA = [t for t in TARGETS if t.startswith("sm_")]
+GENERATION = {"sm_80": 8, "sm_90": 9, "sm_100": 10, "gfx942": 0}
+F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
+
+MAPS = {
+    "additive": ScaleMap.additive(),
+    "exp": ScaleMap("exp", clamp=5.0),
+    "glow": ScaleMap.glow(),
+    "nflows": ScaleMap.nflows(),
+    "tanh": ScaleMap.realnvp(),
+    "atan": ScaleMap.freia(),
+    "softplus": ScaleMap("softplus"),
+    "nflows_softplus": ScaleMap.nflows_softplus(),
+    "softclip": ScaleMap.zuko(),
+}
+
+
+# ptxas sometimes parks an address or two outside the loops to stay at 64 or 128 registers; a spill is more than that.
+MOST_STACK = 16
+
+
+def compiled(target, call):
+    """The kernels that a call launches on ``target``; on NVIDIA none may spill."""
+    with compiling_for(target) as driver:
+        call()
+    assert driver.launched
+    if target in NVIDIA:
+        for binary in driver.launched:
+            stack, registers = fake_driver.resources(binary)
+            assert stack <= MOST_STACK, f"{target} {binary.name}: {stack} bytes of stack, {registers} registers"
+    return driver.launched
+
+
+def coupling(target, shape, *, m="glow", count=None, layout="shift_scale", order="scale_first", identity="none",
+             inverse=False, dtype=F32, params_dtype=None, last=(False, False), mask=None, channel_map=None,
+             gain=False, running=False):  # fmt: skip
+    scale_map = MAPS[m]
+    count = shape[1] if count is None else count
+    x = torch.zeros(shape, dtype=dtype)
+    params = torch.zeros(shape[0], count * (2 if scale_map.has_scale else 1), *shape[2:], dtype=params_dtype or dtype)
+    x, params = (
+        t.contiguous(memory_format=torch.channels_last) if is_last else t
+        for t, is_last in zip((x, params), last, strict=True)
+    )
+    form = Form(scale_map, Layout[layout], Order[order], Identity[identity], inverse).pack()
+    compute = F64 if dtype == F64 else F32
+    gain = torch.ones(count, dtype=compute) if gain else None
+    logdet = torch.zeros(shape[0], dtype=compute)
+    binaries = compiled(
+        target,
+        lambda: affine_coupling.forward(x, params, channel_map, mask, gain, logdet if running else None, *form),
+    )
+    return binaries + compiled(
+        target, lambda: affine_coupling.backward(x, params, x, logdet, channel_map, mask, gain, *form)
+    )
+
+
+def wide(binaries, name):
+    """Loads and stores by width, of the kernel called ``name``."""
+    binary = next(b for b in binaries if b.name == name)
+    return fake_driver.global_accesses(fake_driver.disassembly(binary))
+
+
+# --- the affine coupling ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("m", MAPS)
+def test_scale_maps(m):
+    coupling("sm_90", (64, 48), m=m, count=24, identity="first", gain=m not in ("additive", "glow"), running=True)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_targets(target):
+    coupling(
+        target, (8, 12, 16, 16), m="tanh", count=6, identity="first", params_dtype=BF16, last=(False, True), gain=True
+    )
+
+
+ALIGNED = {
+    "images": {"shape": (8, 12, 16, 16), "count": 6, "identity": "first"},
+    "split samples": {"shape": (2, 12, 64, 64), "count": 6, "identity": "first"},
+    "channels last": {"shape": (8, 64, 8, 16), "last": (True, True)},
+    "rows": {"shape": (64, 64)},
+    "samples of one tile": {"shape": (64, 8, 4, 4), "count": 4, "identity": "second"},
+}
+
+
+@pytest.mark.parametrize("name", ALIGNED)
+def test_wide_memory_accesses(name):
+    """16-byte loads and stores alone, but for one log-determinant out and its gradient in."""
+    binaries = coupling("sm_90", **ALIGNED[name])
+    for kernel, loads, stores in (("forward_kernel", 0, 1), ("backward_kernel", 2, 0)):
+        counts = wide(binaries, kernel)
+        narrow = {k: n for k, n in counts.items() if not k.endswith(".128")}
+        assert counts["LDG.128"] > 0, counts
+        assert counts["STG.128"] > 0, counts
+        assert sum(n for k, n in narrow.items() if k.startswith("LDG")) <= loads, counts
+        assert sum(n for k, n in narrow.items() if k.startswith("STG")) <= stores, counts
+
+
+def test_mixed_layouts_still_move_the_data_wide():
+    """bf16 channels-last params with contiguous fp32 data: x, y, dy and dx go by 16 bytes."""
+    binaries = coupling("sm_90", (8, 32, 16, 32), count=16, identity="first", params_dtype=BF16, last=(False, True))
+    for kernel in ("forward_kernel", "backward_kernel"):
+        counts = wide(binaries, kernel)
+        assert counts["LDG.128"] > 0, counts
+        assert counts["STG.128"] > 0, counts
+        assert counts.get("STG.32", 0) <= 1, counts
+
+
+def test_every_option_fits_its_kernel():
+    """Masks, channel maps, sizes that nothing divides, one position, one channel, several dtypes."""
+    checkerboard = torch.ones(1, 1, 7, 9, dtype=torch.bool)
+    coupling("sm_90", (3, 20, 7, 9), mask=checkerboard, gain=True, inverse=True, m="nflows", dtype=F64)
+    coupling(
+        "sm_90", (3, 4, 5), count=2, channel_map=torch.tensor([0, -1, 1, -1]), order="shift_first", gain=True, m="exp"
+    )
+    coupling("sm_90", (1, 1), m="softplus", layout="scale_shift_interleaved", dtype=BF16)
+    coupling("sm_90", (1, 70000), running=True, inverse=True, m="atan")
+
+
+def test_64_bit_offsets():
+    """A stride so large that offsets inside one sample need 64 bits; its memory is never touched."""
+    x = torch.empty(2**30 + 1024, dtype=BF16).as_strided((1, 2, 1024), (0, 2**30, 1))
+    params = torch.zeros(1, 4, 1024)
+    assert affine_coupling.tiles.is_wide(params, x)
+    assert not affine_coupling.tiles.is_wide(params)
+    form = Form(ScaleMap.glow()).pack()
+    compiled("sm_90", lambda: affine_coupling.forward(x, params, None, None, None, None, *form))
+    compiled("sm_90", lambda: affine_coupling.backward(x, params, x, None, None, None, None, *form))
+    compiled("sm_90", lambda: channel_mix.forward(x, torch.eye(2), None))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("m", MAPS)
+@pytest.mark.parametrize("shape", [(64, 63), (8, 12, 16, 16), (2, 14, 33, 37)], ids=str)
+def test_everything(target, m, shape):
+    """All scale maps on all targets; which other options ride along depends on the case."""
+    bits = zlib.crc32(repr((target, m, shape)).encode())
+    choices = list(itertools.product(Layout, Order, ("first", "second"), (False, True)))
+    layout, order, identity, inverse = choices[bits % len(choices)]
+    dtype, params_dtype = [(F32, F32), (F32, BF16), (F64, F32), (BF16, BF16)][bits // 64 % 4]
+    last = (False, False) if len(shape) == 2 else (bool(bits >> 9 & 1), bool(bits >> 10 & 1))
+    coupling(
+        target, shape, m=m, count=shape[1] // 2, identity=identity,
+        layout=layout.name, order=order.name, inverse=inverse,
+        dtype=dtype, params_dtype=params_dtype, last=last, gain=m != "additive", running=bool(bits >> 11 & 1),
+    )  # fmt: skip
+
+
+# --- the channel mix -------------------------------------------------------------------------------------------------
+
+
+def mix(target, monkeypatch, shape, *, dtype=F32, last=False):
+    monkeypatch.setattr(channel_mix, "generation_of", lambda x: GENERATION[target])
+    x = torch.zeros(shape, dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    compute = F64 if dtype == F64 else F32
+    weight = torch.zeros(shape[1], shape[1], dtype=compute)
+    binaries = compiled(target, lambda: channel_mix.forward(x, weight, weight[0]))
+    return binaries + compiled(target, lambda: channel_mix.backward(x, weight, x, True, True, True))
+
+
+@pytest.mark.parametrize(
+    ("target", "channels"), [*((t, 48) for t in TARGETS), ("sm_90", 12), ("sm_90", 24), ("sm_90", 200)]
+)
+def test_channel_mix(target, channels, monkeypatch):
+    """No spills on NVIDIA, shared memory within the limit everywhere, 16-byte loads and stores."""
+    for binary in mix(target, monkeypatch, (4, channels, 16, 16)):
+        if target in NVIDIA and not (channels == 200 and binary.name == "backward_kernel"):  # that one writes dW alone
+            counts = fake_driver.global_accesses(fake_driver.disassembly(binary))
+            assert counts.get("LDG.128", 0) + counts.get("LDGSTS.128", 0) > 0, counts
+            assert counts["STG.128"] > 0, counts
+
+
+def test_precision_of_dots():
+    """3xTF32 where there are tensor cores and 32 channels, else IEEE; plain TF32 nowhere."""
+    for channels, dtype, generation, precision in (
+        (24, F32, 9, "ieee"), (64, F32, 9, "tf32x3"), (64, F32, 7, "ieee"), (64, F32, 0, "ieee"), (64, F64, 9, "ieee"),
+    ):  # fmt: skip
+        assert channel_mix.plan(channels, dtype, generation).precision == precision
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("channels", [1, 2, 3, 8, 16, 17, 32, 63, 64, 65, 96, 128, 144, 192])
+@pytest.mark.parametrize("dtype", [F32, F64, BF16], ids=str)
+def test_channel_mix_everything(target, channels, dtype, monkeypatch):
+    mix(target, monkeypatch, (4, channels, 16, 16), dtype=dtype)
+    mix(target, monkeypatch, (3, channels, 7, 7), dtype=dtype, last=True)
+
+
+# --- the package -----------------------------------------------------------------------------------------------------
+
+
+def test_importing_the_package_leaves_triton_alone():
+    code = (
+        "import sys, torch; before = 'triton' in sys.modules; import nfkernels; "
+        "assert before or 'triton' not in sys.modules; "
+        "assert not [m for m in sys.modules if m.startswith('nfkernels.triton')]"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
