@@ -4,4 +4,5 @@ from . import models, nn, ops
 from .ops import ScaleMap, affine_coupling, channel_mix, use_backend
 
 from ._version import __version__
+
 __all__ = ["ScaleMap", "__version__", "affine_coupling", "channel_mix", "models", "nn", "ops", "use_backend"]

@@ -19,6 +19,12 @@ def collapsible(x: Tensor) -> bool:
     return True
 
 
-def canonical(x: Tensor) -> Tensor:
-    """``x`` itself where strides over ``[B, C, P]`` describe it, else a contiguous copy."""
+def readable(x: Tensor) -> Tensor:
+    """``x`` itself where strides over ``[B, C, P]`` describe it (a stride of 0 does), else a contiguous copy."""
     return x if collapsible(x) else x.contiguous()
+
+
+def canonical(x: Tensor) -> Tensor:
+    """As :func:`readable`, for tensors that outputs are laid out like: ``empty_like`` orders axes by their strides, so
+    an expanded tensor (stride 0) would give an output whose spatial axes are torn apart."""
+    return x if collapsible(x) and (x.is_contiguous() or 0 not in x.stride()) else x.contiguous()

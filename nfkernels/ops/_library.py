@@ -117,7 +117,8 @@ def _forced_implementation(op: Op, backend: str, device: torch.device) -> Callab
 
 def triton_missing() -> str | None:
     """Why Triton kernels cannot be used (one sentence), or None when they can."""
-    if importlib.util.find_spec("triton") is None:
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:  # without an origin: some folder that happens to have the name
         return "Triton is not installed; CUDA builds of PyTorch bring it, elsewhere `pip install triton`"
     return None
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..reference import affine_coupling as reference
 from ..reference.affine_coupling import Form, Identity, Layout, Order, compute_dtype
 from ..reference.scale_map import ScaleMap
-from ._layout import canonical
+from ._layout import canonical, readable
 from ._library import define, forced_backend, under_transform
 
 LayoutName = Literal["shift_scale", "scale_shift", "shift_scale_interleaved", "scale_shift_interleaved"]
@@ -96,7 +96,7 @@ class _AffineCoupling(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             grads = reference.backward(y, params, dy, dlogdet, channel_map, mask, gain, Form.unpack(*ctx.form))
         else:
-            dy = None if dy is None else canonical(dy)
+            dy = None if dy is None else readable(dy)
             grads = _backward.on(ctx.backend, y, params, dy, dlogdet, channel_map, mask, gain, *ctx.form)
         dx, dparams, dgain = grads
         return dx, dparams, None, None, dgain if gain is not None else None, dlogdet if ctx.running else None, None
@@ -152,7 +152,7 @@ def affine_coupling(
     form, packed = make(scale_map, layout, order, identity, inverse)
     _check(x, params, form, mask, channel_map, gain, logdet)
     if mask is not None:
-        mask = canonical(mask.expand(-1, -1, *x.shape[2:]))
+        mask = readable(mask.expand(-1, -1, *x.shape[2:]))
     if under_transform():
         return reference.forward(x, params, channel_map, mask, gain, logdet, form)
     x, params = canonical(x), canonical(params)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..reference import channel_mix as reference
 from ..reference.affine_coupling import compute_dtype
-from ._layout import canonical
+from ._layout import canonical, readable
 from ._library import define, forced_backend, under_transform
 from .affine_coupling import _FLOATS, _like
 
@@ -76,7 +76,7 @@ class _ChannelMix(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             grads = reference.backward(x, weight, dy)
             return tuple(g if n else None for g, n in zip(grads, need, strict=True))
-        dx, dweight, dbias = _backward.on(ctx.backend, x, weight, canonical(dy), need[0], need[1], need[2])
+        dx, dweight, dbias = _backward.on(ctx.backend, x, weight, readable(dy), need[0], need[1], need[2])
         return dx if need[0] else None, dweight if need[1] else None, dbias if need[2] else None
 
 

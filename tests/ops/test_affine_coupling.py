@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.backends.common import aot_autograd
 
-from nfkernels import ScaleMap, affine_coupling, use_backend
+from nfkernels import ScaleMap, affine_coupling, channel_mix, use_backend
 from nfkernels.reference.affine_coupling import Form, Identity, Order
 
 EPS = {torch.float64: 2.3e-16, torch.float32: 1.2e-7, torch.bfloat16: 7.9e-3, torch.float16: 9.8e-4}
@@ -179,6 +179,23 @@ def test_expanded_gradients_are_read_through_their_strides():
     dense = torch.autograd.grad([y, logdet], [x, params], [torch.ones_like(y), torch.ones_like(logdet)])
     for a, b in zip(expanded, dense, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    "strides", [(6, 0, 6, 2), (0, 9, 3, 1), (2, 1, 0, 0), (0, 0, 0, 0), (9, 0, 3, 1), (6, 3, 1, 0)]
+)
+def test_expanded_data(strides):
+    x = torch.randn(64).as_strided((2, 4, 3, 3), strides).requires_grad_()
+    params = torch.randn(64).as_strided((2, 4, 3, 3), strides).requires_grad_()
+    y, logdet = affine_coupling(x, params, identity="first")
+    grads = torch.autograd.grad(y.sin().sum() + logdet.sum(), [x, params])
+    with use_backend("reference"):
+        want, want_logdet = affine_coupling(x, params, identity="first")
+        want_grads = torch.autograd.grad(want.sin().sum() + want_logdet.sum(), [x, params])
+    for a, b in zip([y, logdet, *grads], [want, want_logdet, *want_grads], strict=True):
+        torch.testing.assert_close(a, b)
+    mixed = channel_mix(x, torch.eye(4))
+    torch.testing.assert_close(mixed, x)
 
 
 def test_only_one_output_used():
