@@ -51,19 +51,22 @@ def test_digits():
     digits = pytest.importorskip("sklearn.datasets").load_digits()
     data = load_images("digits")
     same(data.images, digits.images[:, None])
-    assert data.labels.dtype == torch.int64 and data.labels.tolist() == digits.target.tolist()
+    assert data.labels.dtype == torch.int64
+    assert data.labels.tolist() == digits.target.tolist()
     assert (data.grey_levels, data.classes, data.name) == (17, tuple("0123456789"), "digits")
-    assert data.test is None and int(data.images.max()) == 16
+    assert data.test is None
+    assert int(data.images.max()) == 16
 
 
 def test_digits_resized_keep_their_grey_levels():
     pytest.importorskip("sklearn")
     same(load_images(size=16).images[:, :, 4:12, 4:12], load_images().images.numpy())  # 8 more: padded
     larger = load_images(size=20, channels=3)  # resampled, where Lanczos overshoots 16
-    assert larger.images.shape == (1797, 3, 20, 20) and larger.images.max() == 16
+    assert larger.images.shape == (1797, 3, 20, 20)
+    assert larger.images.max() == 16
 
 
-@pytest.mark.parametrize("module, package", [("sklearn.datasets", "scikit-learn"), ("PIL.Image", "Pillow")])
+@pytest.mark.parametrize(("module", "package"), [("sklearn.datasets", "scikit-learn"), ("PIL.Image", "Pillow")])
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch, tmp_path, module, package):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(DataError, match=rf'needs {package}, which is missing: pip install "nfkernels\[train\]"'):
@@ -131,7 +134,9 @@ def test_one_sub_folder_per_class(tmp_path):
     (tmp_path / "empty").mkdir()
     data = load_images(tmp_path)
     same(data.images, pictures[[1, 2, 0]].transpose(0, 3, 1, 2))
-    assert data.classes == ("cat", "dog") and data.labels.tolist() == [0, 1, 1] and data.labels.dtype == torch.int64
+    assert data.classes == ("cat", "dog")
+    assert data.labels.tolist() == [0, 1, 1]
+    assert data.labels.dtype == torch.int64
 
 
 def test_jpeg_is_turned_upright(tmp_path):
@@ -142,7 +147,8 @@ def test_jpeg_is_turned_upright(tmp_path):
     save(picture, tmp_path / "a.jpg", exif=exif, quality=95)
     images = load_images(tmp_path).images
     assert images.shape == (1, 1, 16, 8)
-    assert images[:, :, :7].max() < 30 and images[:, :, 9:].min() > 225
+    assert images[:, :, :7].max() < 30
+    assert images[:, :, 9:].min() > 225
 
 
 def test_grey_folder_has_one_channel_and_16_bits_become_the_high_byte(tmp_path):
@@ -174,7 +180,7 @@ def test_palette_and_alpha(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad, reason",
+    ("bad", "reason"),
     [
         (np.full((2, 2), 0.5, np.float32), "floating-point values"),
         (np.full((2, 2), 70000, np.int32), "values from 70000 to 70000"),
@@ -261,9 +267,11 @@ def test_idx(tmp_path, joint, zipped):
     data = load_images(tmp_path)
     same(data.images, images[:, None])
     same(data.test.images, test_images[:, None])
-    assert data.labels.tolist() == labels.tolist() and data.test.labels.tolist() == test_labels.tolist()
+    assert data.labels.tolist() == labels.tolist()
+    assert data.test.labels.tolist() == test_labels.tolist()
     assert data.classes == data.test.classes == tuple(map(str, range(max(*labels, *test_labels) + 1)))
-    assert data.name == tmp_path.name and data.test.test is None
+    assert data.name == tmp_path.name
+    assert data.test.test is None
 
 
 def test_idx_size_pads_by_up_to_8_and_resamples_otherwise(tmp_path):
@@ -271,7 +279,8 @@ def test_idx_size_pads_by_up_to_8_and_resamples_otherwise(tmp_path):
     write_idx(tmp_path, "t10k", labels=False)
     padded = load_images(tmp_path, size=32)
     same(padded.images, np.pad(images, ((0, 0), (2, 2), (2, 2)))[:, None])
-    assert padded.labels is None and padded.test.images.shape[2:] == (32, 32)
+    assert padded.labels is None
+    assert padded.test.images.shape[2:] == (32, 32)
     same(load_images(tmp_path, size=(30, 36), channels=3).images[:, 2, 1:29, 4:32], images)
     for size in (14, (28, 32), 31, 38):
         height, width = size if isinstance(size, tuple) else (size, size)
@@ -390,7 +399,8 @@ def test_cifar_10(tmp_path, encode):
     same(data.test.images, parts[5][0].reshape(2, 3, 32, 32))
     assert data.labels.tolist() == [label for _, labels in parts[:5] for label in labels]
     assert data.test.labels.tolist() == parts[5][1]
-    assert data.classes == data.test.classes == tuple(names) and data.labels.dtype == torch.int64
+    assert data.classes == data.test.classes == tuple(names)
+    assert data.labels.dtype == torch.int64
 
 
 def test_the_python_2_batch_is_a_pickle():
@@ -404,7 +414,8 @@ def test_the_python_2_batch_is_a_pickle():
 def test_cifar_10_without_meta_or_test(tmp_path):
     parts = write_cifar(tmp_path, python_2_batch, test=False)
     data = load_images(tmp_path, size=40)
-    assert data.test is None and data.images.shape == (10, 3, 40, 40)
+    assert data.test is None
+    assert data.images.shape == (10, 3, 40, 40)
     assert data.classes == tuple(map(str, range(max(max(labels) for _, labels in parts) + 1)))
     (tmp_path / "data_batch_3").unlink()
     with pytest.raises(DataError, match="lacks data_batch_3 of CIFAR-10: unpack the archive again"):
@@ -417,7 +428,8 @@ def test_cifar_100(tmp_path):
     (tmp_path / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class {i}" for i in range(100)]}, 2))
     loaded = load_images(tmp_path)
     same(loaded.images, data.reshape(2, 3, 32, 32))
-    assert loaded.labels.tolist() == labels and loaded.classes[99] == "class 99"
+    assert loaded.labels.tolist() == labels
+    assert loaded.classes[99] == "class 99"
 
 
 class Trap:
@@ -494,7 +506,7 @@ NOT_BATCHES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("content, message", NOT_BATCHES.values(), ids=NOT_BATCHES)
+@pytest.mark.parametrize(("content", "message"), NOT_BATCHES.values(), ids=NOT_BATCHES)
 def test_what_is_not_a_cifar_batch(tmp_path, content, message):
     write_cifar(tmp_path, python_2_batch)
     (tmp_path / "data_batch_4").write_bytes(content)
@@ -536,7 +548,7 @@ def test_mutated_batches_are_read_or_refused(tmp_path, encode):
 
 
 @pytest.mark.parametrize(
-    "shape, axes",
+    ("shape", "axes"),
     [
         ((5, 8, 9), None),
         ((5, 8, 9, 3), (0, 3, 1, 2)),
@@ -552,7 +564,8 @@ def test_npy_channels(tmp_path, shape, axes):
     np.save(tmp_path / "set.npy", array)
     data = load_images(tmp_path / "set.npy")
     same(data.images, array.transpose(axes) if axes else array[:, None])
-    assert data.images.is_contiguous() and (data.labels, data.classes, data.test, data.name, data.grey_levels) == (
+    assert data.images.is_contiguous()
+    assert (data.labels, data.classes, data.test, data.name, data.grey_levels) == (
         None,
         None,
         None,
@@ -584,7 +597,8 @@ def test_npz_test_part_and_label_columns(tmp_path):
     data = load_images(tmp_path / "set.npz")
     same(data.images, train.transpose(0, 3, 1, 2))
     same(data.test.images, test.transpose(0, 3, 1, 2))
-    assert data.labels.tolist() == [2, 0, 1, 2] and data.test.labels.tolist() == [3, 0]
+    assert data.labels.tolist() == [2, 0, 1, 2]
+    assert data.test.labels.tolist() == [3, 0]
     assert data.classes == data.test.classes == ("0", "1", "2", "3")
 
 
@@ -609,7 +623,7 @@ BAD_ARRAYS = {
 }
 
 
-@pytest.mark.parametrize("arrays, message", BAD_ARRAYS.values(), ids=BAD_ARRAYS)
+@pytest.mark.parametrize(("arrays", "message"), BAD_ARRAYS.values(), ids=BAD_ARRAYS)
 def test_arrays_that_are_not_images(tmp_path, arrays, message):
     np.savez(tmp_path / "set.npz", **arrays)
     with pytest.raises(DataError, match=message):
@@ -643,7 +657,7 @@ def test_channels_of_arrays(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         ({"images": torch.zeros(6, 1, 2, 2)}, r"images are torch.float32 \[6, 1, 2, 2\] on cpu, expected uint8"),
         ({"images": torch.zeros(6, 4, dtype=torch.uint8)}, r"expected uint8 \[N, C, H, W\] on the CPU"),
@@ -671,7 +685,7 @@ def test_split_of_the_digits():
 
 
 @pytest.mark.parametrize(
-    "sizes, expected",
+    ("sizes", "expected"),
     [
         ({}, [80, 10, 10]),
         ({"validation": 7, "test": 0.25}, [68, 7, 25]),
@@ -685,7 +699,8 @@ def test_split_parts_are_disjoint_and_cover_everything(sizes, expected):
     parts = split(data, seed=3, **sizes)
     assert [len(part) for part in parts] == expected
     found = [numbers(part.images) for part in parts]
-    assert sorted(joined(found)) == list(range(100)) and joined(found) != list(range(100))
+    assert sorted(joined(found)) == list(range(100))
+    assert joined(found) != list(range(100))
     for part, which in zip(parts, found, strict=True):
         assert part.labels.tolist() == [number % 3 for number in which]
         assert (part.classes, part.name, part.grey_levels, part.test) == (data.classes, data.name, 256, None)
@@ -703,7 +718,9 @@ def test_split_depends_on_the_seed_alone():
 def test_split_keeps_the_sets_own_test_part():
     own = numbered(4)
     train, validation, test = split(numbered(50, test=own), seed=0)
-    assert (len(train), len(validation)) == (45, 5) and test is own and train.test is None
+    assert (len(train), len(validation)) == (45, 5)
+    assert test is own
+    assert train.test is None
     assert sorted(numbers(train.images) + numbers(validation.images)) == list(range(50))
     images = torch.zeros(60000, 1, 1, 1, dtype=torch.uint8)
     large = ImageData(images, None, 256, None, "large", ImageData(images[:1], None, 256, None, "large"))
@@ -741,34 +758,42 @@ def test_every_image_comes_once_an_epoch_in_another_order():
     batches = Batches(numbered(12), 4, seed=0)
     first, second = (joined(take(batches, 3)) for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(12))
-    assert first != second and first != list(range(12))
+    assert first != second
+    assert first != list(range(12))
     assert first == joined(take(Batches(numbered(12), 4, seed=0), 3))
     assert first != joined(take(Batches(numbered(12), 4, seed=1), 3))
 
 
 def test_batches_carry_their_labels():
     images, labels = Batches(numbered(12), 5, seed=0).next()
-    assert images.dtype == torch.uint8 and images.shape == (5, 1, 2, 2) and images.is_contiguous()
-    assert labels.dtype == torch.int64 and labels.tolist() == [number % 3 for number in numbers(images)]
+    assert images.dtype == torch.uint8
+    assert images.shape == (5, 1, 2, 2)
+    assert images.is_contiguous()
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [number % 3 for number in numbers(images)]
     assert Batches(numbered(12, labels=False), 5, seed=0).next()[1] is None
 
 
 def test_the_last_images_of_an_epoch():
     dropped = Batches(numbered(11), 4, seed=0)
     epochs = [joined(take(dropped, 2)) for _ in range(3)]
-    assert all(len(set(epoch)) == 8 for epoch in epochs) and dropped.epoch == 2
+    assert all(len(set(epoch)) == 8 for epoch in epochs)
+    assert dropped.epoch == 2
     assert len({frozenset(epoch) for epoch in epochs}) > 1  # others are dropped each time
     kept = Batches(numbered(11), 4, seed=0, drop_last=False)
     epoch = take(kept, 3)
-    assert [len(part) for part in epoch] == [4, 4, 3] and sorted(joined(epoch)) == list(range(11))
-    assert len(take(kept, 1)[0]) == 4 and kept.epoch == 1
+    assert [len(part) for part in epoch] == [4, 4, 3]
+    assert sorted(joined(epoch)) == list(range(11))
+    assert len(take(kept, 1)[0]) == 4
+    assert kept.epoch == 1
 
 
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_a_batch_larger_than_the_set_is_the_set(drop_last):
     batches = Batches(numbered(5), 8, seed=0, drop_last=drop_last)
     first, second = take(batches, 2)
-    assert sorted(first) == sorted(second) == list(range(5)) and batches.epoch == 1
+    assert sorted(first) == sorted(second) == list(range(5))
+    assert batches.epoch == 1
 
 
 def test_epochs_are_counted():
