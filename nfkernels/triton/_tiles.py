@@ -126,4 +126,6 @@ def sum_partials(partials: Tensor, running: Tensor | None, out: Tensor) -> None:
     block_n = min(power_of_2(n), TILE)
     block_rows = max(1, min(TILE // block_n, 32))
     grid = (divide_up(rows, block_rows),)
-    sum_partials_kernel[grid](partials, running, out, rows, n, BLOCK_ROWS=block_rows, BLOCK_N=block_n, num_warps=4)
+    sum_partials_kernel[grid](
+        partials, running, out, rows, n, BLOCK_ROWS=block_rows, BLOCK_N=block_n, num_warps=4, enable_fp_fusion=True
+    )

@@ -120,6 +120,17 @@ def resources(binary: Binary) -> tuple[int, int]:
     return tuple(max(int(n) for n in re.findall(rf"{name}:(\d+)", usage)) for name in ("STACK", "REG"))
 
 
+def amd_scratch(binary: Binary) -> dict[str, int]:
+    """What an AMD kernel keeps outside its registers, from the metadata (msgpack) in its code object."""
+    counts = {}
+    for key in ("vgpr_spill_count", "private_segment_fixed_size"):
+        at = binary.code.index(f".{key}".encode()) + len(key) + 1
+        first = binary.code[at]  # up to 0x7f the number itself, 0xcc .. 0xce: one, two or four bytes follow
+        size = {0xCC: 1, 0xCD: 2, 0xCE: 4}.get(first, 0)
+        counts[key] = int.from_bytes(binary.code[at + 1 : at + 1 + size], "big") if size else first
+    return counts
+
+
 def disassembly(binary: Binary) -> str:
     return _tool("cuobjdump", binary, "-sass")
 
