@@ -60,7 +60,7 @@ struct ForwardJob : Common<T> {
             n &= ~(kLane - 1);
             block.x = x + i, block.t = params + t_off + i, block.y = y + i;
             if (k.has_scale()) block.r = params + r_off + i;
-            compute(block, n, this->constants, this->sign);
+            compute(block, n, this->constants, this->shift_sign);
           } else {
             fill(s.x, kLane, T(0)), fill(s.t, kLane, T(0));
             std::memcpy(s.x, x + i, n * sizeof(T));
@@ -71,7 +71,7 @@ struct ForwardJob : Common<T> {
               block.r = s.y;  // read before it is written
             }
             block.y = s.dx;
-            compute(block, kLane, this->constants, this->sign);
+            compute(block, kLane, this->constants, this->shift_sign);
             std::memcpy(y + i, s.dx, n * sizeof(T));
             fill(s.log_s + n, kLane - n, T(0));
           }
@@ -112,7 +112,7 @@ void ForwardJob<T>::by_tiles(int64_t begin, int64_t end) {
     load_raw(io.params.data, tile.t, tile.n, s.t);
     if (k.has_scale()) load_raw(io.params.data, tile.r, tile.n, s.r);
     load_gain(k, tile, s);
-    compute(s.block(), pad(s, tile.n), this->constants, this->sign);
+    compute(s.block(), pad(s, tile.n), this->constants, this->shift_sign);
     store(io.y.data, tile.y, tile.n, s.y);
     for (int i = 0; i < tile.n; ++i) partial[tile.unit[i]] += s.log_s[i];
     tile.n = 0;
@@ -214,7 +214,7 @@ struct BackwardJob : Common<T> {
             if (k.has_scale()) std::memcpy(s.r, params + r_off + i, n * sizeof(T));
             if (dy) std::memcpy(s.dy, dy + i, n * sizeof(T));
           }
-          compute(block, whole ? n : kLane, this->constants, this->sign);
+          compute(block, whole ? n : kLane, this->constants, this->shift_sign);
           if (!whole) {
             std::memcpy(dx + i, s.dx, n * sizeof(T));
             std::memcpy(dparams + dt_off + i, s.dt, n * sizeof(T));
@@ -254,7 +254,7 @@ void BackwardJob<T>::by_tiles(int64_t begin, int64_t end) {
     if (k.has_scale()) load_raw(io.params.data, tile.r, tile.n, s.r);
     load_gain(k, tile, s);
     for (int i = 0; i < tile.n; ++i) s.dlogdet[i] = dlogdet(tile.unit[i] / this->pieces);
-    compute(s.block(), pad(s, tile.n), this->constants, this->sign);
+    compute(s.block(), pad(s, tile.n), this->constants, this->shift_sign);
     store(io.dx.data, tile.x, tile.n, s.dx);
     store_raw(io.dparams.data, tile.dt, tile.n, s.dt);
     if (k.has_scale()) store_raw(io.dparams.data, tile.dr, tile.n, s.dr);

@@ -19,13 +19,10 @@ struct Block {
   T *dx, *dt, *dr, *dg;
 };
 
-template <typename T>
-struct Signs {
-  T shift, log;
-};
-
-template <typename T, MapKind kind, bool plain, bool shift_first>
-void forward_block(const Block<T>& k, int n, const MapConstants<T>& c, Signs<T> sign) {
+// The scale map, the layout of the formula and the direction are compile-time: a division that only an inverse needs
+// would otherwise be executed, masked, by every forward. `shift_sign` is -1 where an inverse subtracts the shift.
+template <typename T, MapKind kind, bool plain, bool shift_first, bool invert>
+void forward_block(const Block<T>& k, int n, const MapConstants<T>& c, T shift_sign) {
   n &= ~(kLane - 1);
   const T* __restrict x = k.x, * __restrict t = k.t, * __restrict r = k.r, * __restrict g = k.g, * __restrict lg = k.log_g;
   T* __restrict y = k.y, * __restrict ls = k.log_s;
@@ -33,15 +30,15 @@ void forward_block(const Block<T>& k, int n, const MapConstants<T>& c, Signs<T> 
   NF_INDEPENDENT
   for (int i = 0; i < n; ++i) {
     const Scale<T> v = scale_of<T, kind, plain>(r[i], g[i], lg[i], m);
-    const T s = sign.log < 0 ? T(1) / v.s : v.s;
-    const T shift = sign.shift * t[i];
+    const T s = invert ? T(1) / v.s : v.s;
+    const T shift = shift_sign * t[i];
     y[i] = shift_first ? (x[i] + shift) * s : x[i] * s + shift;
-    ls[i] = sign.log * v.log_s;
+    ls[i] = invert ? -v.log_s : v.log_s;
   }
 }
 
-template <typename T, MapKind kind, bool plain, bool shift_first>
-void backward_block(const Block<T>& k, int n, const MapConstants<T>& c, Signs<T> sign) {
+template <typename T, MapKind kind, bool plain, bool shift_first, bool invert>
+void backward_block(const Block<T>& k, int n, const MapConstants<T>& c, T shift_sign) {
   n &= ~(kLane - 1);
   const T* __restrict y = k.x, * __restrict t = k.t, * __restrict r = k.r, * __restrict g = k.g, * __restrict lg = k.log_g;
   const T* __restrict dy = k.dy, * __restrict dl = k.dlogdet;
@@ -50,46 +47,54 @@ void backward_block(const Block<T>& k, int n, const MapConstants<T>& c, Signs<T>
   NF_INDEPENDENT
   for (int i = 0; i < n; ++i) {
     const Scale<T> v = scale_of<T, kind, plain>(r[i], g[i], lg[i], m);
-    const T s = sign.log < 0 ? T(1) / v.s : v.s;
+    const T s = invert ? T(1) / v.s : v.s;
     const T through = dy[i] * s;
-    const T scaled = shift_first ? y[i] : y[i] - sign.shift * t[i];
-    const T dlog = sign.log * (dy[i] * scaled + dl[i]);
+    const T scaled = shift_first ? y[i] : y[i] - shift_sign * t[i];
+    const T sum = dy[i] * scaled + dl[i];
+    const T dlog = invert ? -sum : sum;
     dx[i] = through;
-    dt[i] = sign.shift * (shift_first ? through : dy[i]);
+    dt[i] = shift_sign * (shift_first ? through : dy[i]);
     dr[i] = dlog * v.derivative;
     dg[i] = dlog * v.by_gain;
   }
 }
 
 template <typename T>
-using BlockFunction = void (*)(const Block<T>&, int, const MapConstants<T>&, Signs<T>);
+using BlockFunction = void (*)(const Block<T>&, int, const MapConstants<T>&, T);
 
-template <typename T, bool backward, MapKind kind, bool plain>
-BlockFunction<T> block_function(bool shift_first) {
-  if (backward) return shift_first ? backward_block<T, kind, plain, true> : backward_block<T, kind, plain, false>;
-  return shift_first ? forward_block<T, kind, plain, true> : forward_block<T, kind, plain, false>;
+template <typename T, bool backward, MapKind kind, bool plain = true>
+BlockFunction<T> block_function(bool shift_first, bool invert) {
+#define NF_PICK(F)                                                                       \
+  (shift_first ? invert ? F<T, kind, plain, true, true> : F<T, kind, plain, true, false> \
+   : invert    ? F<T, kind, plain, false, true>                                          \
+               : F<T, kind, plain, false, false>)
+  if constexpr (backward)
+    return NF_PICK(backward_block);
+  else
+    return NF_PICK(forward_block);
+#undef NF_PICK
 }
 
 template <typename T, bool backward>
 BlockFunction<T> block_function(const Coupling& k) {
-  const bool plain = k.constants.eps == 0, first = k.shift_first;
+  const bool plain = k.constants.eps == 0, first = k.shift_first, invert = k.negate_log;
   switch (k.kind) {
     case MapKind::additive:
-      return block_function<T, backward, MapKind::additive, true>(first);
+      return block_function<T, backward, MapKind::additive>(first, invert);
     case MapKind::exp:
-      return block_function<T, backward, MapKind::exp, true>(first);
+      return block_function<T, backward, MapKind::exp>(first, invert);
     case MapKind::sigmoid:
-      return plain ? block_function<T, backward, MapKind::sigmoid, true>(first)
-                   : block_function<T, backward, MapKind::sigmoid, false>(first);
+      return plain ? block_function<T, backward, MapKind::sigmoid, true>(first, invert)
+                   : block_function<T, backward, MapKind::sigmoid, false>(first, invert);
     case MapKind::tanh:
-      return block_function<T, backward, MapKind::tanh, true>(first);
+      return block_function<T, backward, MapKind::tanh>(first, invert);
     case MapKind::atan:
-      return block_function<T, backward, MapKind::atan, true>(first);
+      return block_function<T, backward, MapKind::atan>(first, invert);
     case MapKind::softplus:
-      return plain ? block_function<T, backward, MapKind::softplus, true>(first)
-                   : block_function<T, backward, MapKind::softplus, false>(first);
+      return plain ? block_function<T, backward, MapKind::softplus, true>(first, invert)
+                   : block_function<T, backward, MapKind::softplus, false>(first, invert);
     default:
-      return block_function<T, backward, MapKind::softclip, true>(first);
+      return block_function<T, backward, MapKind::softclip>(first, invert);
   }
 }
 

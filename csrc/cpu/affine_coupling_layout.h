@@ -82,13 +82,13 @@ template <typename T>
 struct Common {
   const Coupling& k;
   MapConstants<T> constants;
-  Signs<T> sign;
+  T shift_sign;
   int64_t pieces, units;
 
   explicit Common(const Coupling& coupling)
       : k(coupling),
         constants(map_constants<T>(coupling.constants)),
-        sign{coupling.negate_shift ? T(-1) : T(1), coupling.negate_log ? T(-1) : T(1)},
+        shift_sign(coupling.negate_shift ? T(-1) : T(1)),
         pieces(1),
         units(0) {}
 

@@ -31,6 +31,7 @@ MapConstants<T> map_constants(const ScaleMapConstants& c) {
           T(std::log(c.clamp))};
 }
 
+// Both give back a where it is NaN: a clamp never swallows one.
 template <typename T>
 NF_FN T min_(T a, T b) {
   return b < a ? b : a;
@@ -113,9 +114,6 @@ NF_FN Scale<T> scale_of(T r, T g, T log_g, const MapConstants<T>& c) {
     out.derivative = (inside ? out.derivative : T(0)) * c.prescale;
     out.by_gain = inside ? out.by_gain : T(0);
   }
-  // NaN must not be swallowed by a clamp's comparison.
-  out.log_s = a != a ? a : out.log_s;
-  out.s = a != a ? a : out.s;
   return out;
 }
 
