@@ -1,9 +1,10 @@
 // Affine coupling on the CPU: forward (and inverse) with the log-determinant, backward from the output.
 //
-// Arithmetic happens in blocks of up to 256 elements at unit stride. Where memory already is at unit stride in the
-// arithmetic's type, blocks point into it (runs); everything else (other strides, narrower types, masks, channel maps,
-// gains, tiny samples) is gathered into scratch, computed by the same block function and scattered back (tiles).
-// Work is cut into units (a sample, or a piece of a large one) by shape alone, so results do not depend on threads.
+// Arithmetic happens in blocks of up to 256 elements at unit stride. Samples with rows long enough are walked row by
+// row (runs): a tensor at unit stride in the arithmetic's type is used in place, any other (another layout, a narrower
+// type) passes through scratch. Masks, channel maps and samples too small for that are gathered element by element
+// (tiles). Work is cut into units (a sample, or a piece of a large one) by shape alone, so results do not depend on
+// threads.
 
 #include <cstdlib>
 
@@ -26,57 +27,37 @@ struct ForwardJob : Common<T> {
   double* partial = nullptr;  // [units]
 
   ForwardJob(const Coupling& coupling, const CouplingForward& tensors) : Common<T>(coupling), io(tensors) {
-    const View* data[] = {&io.x, &io.y};
+    const View* views[] = {&io.x, &io.y};
     const View* raw[] = {&io.params};
-    runs = find_runs(coupling, data, 2, raw, 1);
+    runs = find_runs(coupling, views, 2, raw, 1);
     compute = block_function<T, false>(coupling);
   }
 
   void by_runs(int64_t begin, int64_t end) {
     const Coupling& k = this->k;
     Scratch<T> s;
-    fill(s.g, kBlock, T(1));
-    fill(s.log_g, kBlock, T(0));
-    fill(s.r, kBlock, T(0));
-    const bool along_positions = runs.along_positions;
-    const int64_t step = along_positions ? k.params_step() : 1;
-    const int64_t t_off = k.shift_offset(io.params.c), r_off = k.scale_offset(io.params.c);
+    s.quiet();
+    const Port<T> x(io.x, k.data, runs), y(io.y, k.data, runs), params(io.params, k.raw, runs, k.params_step());
+    const int64_t shift = k.shift_offset(io.params.c) * params.width, raw = k.scale_offset(io.params.c) * params.width;
     for (int64_t u = begin; u < end; ++u) {
       const int64_t b = this->sample_of(u), piece = u - b * this->pieces;
-      copy_passing<T>(k, runs, io.x, io.y, b, piece, this->pieces);
+      copy_passing<T>(k, runs, x, y, b, piece, this->pieces);
       const Part part = part_of(runs.rows, runs.length, piece, this->pieces);
       double total = 0;
       for (int64_t row = part.row0; row < part.row1; ++row) {
-        const int64_t c = along_positions ? row : 0, p = along_positions ? 0 : row;
-        const T* x = at<T>(io.x, b, k.first + c, p);
-        const T* params = at<T>(io.params, b, c * step, p);
-        T* y = at<T>(io.y, b, k.first + c, p);
+        char *from = x.start(b, k.first, row), *to = y.start(b, k.first, row), *given = params.start(b, 0, row);
+        if (k.gain) set_gain(k, row, kBlock, s);
         T lanes[kLane] = {};
         for (int64_t i = part.begin; i < part.end;) {
-          const int64_t left = part.end - i;
+          const int n = block_size(part.end - i);
           Block<T> block = s.block();
-          int n = static_cast<int>(left < kBlock ? left : kBlock);
-          if (n >= kLane) {
-            n &= ~(kLane - 1);
-            block.x = x + i, block.t = params + t_off + i, block.y = y + i;
-            if (k.has_scale()) block.r = params + r_off + i;
-            compute(block, n, this->constants, this->shift_sign);
-          } else {
-            fill(s.x, kLane, T(0)), fill(s.t, kLane, T(0));
-            std::memcpy(s.x, x + i, n * sizeof(T));
-            std::memcpy(s.t, params + t_off + i, n * sizeof(T));
-            if (k.has_scale()) {
-              fill(s.y, kLane, T(0));
-              std::memcpy(s.y, params + r_off + i, n * sizeof(T));
-              block.r = s.y;  // read before it is written
-            }
-            block.y = s.dx;
-            compute(block, kLane, this->constants, this->shift_sign);
-            std::memcpy(y + i, s.dx, n * sizeof(T));
-            fill(s.log_s + n, kLane - n, T(0));
-          }
-          for (int j = 0; j < n; j += kLane)
-            for (int l = 0; l < kLane; ++l) lanes[l] += s.log_s[j + l];
+          block.x = x.read(from, i, n, s.x);
+          block.t = params.read(given + shift, i, n, s.t);
+          if (k.has_scale()) block.r = params.read(given + raw, i, n, s.r);
+          block.y = y.target(to, i, n, s.y);
+          compute(block, padded_size(n), this->constants, this->shift_sign);
+          y.finish(to, i, n, block.y);
+          add_lanes(s.log_s, n, lanes);
           i += n;
         }
         total += sum_lanes(lanes);
@@ -164,9 +145,9 @@ struct BackwardJob : Common<T> {
   double* gain_partial = nullptr;  // [units, transformed] or null
 
   BackwardJob(const Coupling& coupling, const CouplingBackward& tensors) : Common<T>(coupling), io(tensors) {
-    const View* data[] = {&io.y, &io.dx, &io.dy};
+    const View* views[] = {&io.y, &io.dx, &io.dy};
     const View* raw[] = {&io.params, &io.dparams};
-    runs = find_runs(coupling, data, io.dy.data ? 3 : 2, raw, 2);
+    runs = find_runs(coupling, views, io.dy.data ? 3 : 2, raw, 2);
     compute = block_function<T, true>(coupling);
   }
 
@@ -174,54 +155,45 @@ struct BackwardJob : Common<T> {
 
   void by_runs(int64_t begin, int64_t end) {
     const Coupling& k = this->k;
-    Scratch<T> s, zero;
-    fill(s.g, kBlock, T(1));
-    fill(s.log_g, kBlock, T(0));
-    fill(zero.dy, kBlock, T(0));
-    fill(zero.r, kBlock, T(0));
-    const bool along_positions = runs.along_positions;
-    const int64_t step = along_positions ? k.params_step() : 1;
-    const int64_t t_off = k.shift_offset(io.params.c), r_off = k.scale_offset(io.params.c);
-    const int64_t dt_off = k.shift_offset(io.dparams.c), dr_off = k.scale_offset(io.dparams.c);
-    const int run_block = static_cast<int>(runs.length < kBlock ? (runs.length + kLane - 1) / kLane * kLane : kBlock);
+    Scratch<T> s;
+    s.quiet();
+    const Port<T> y(io.y, k.data, runs), dy(io.dy, k.data, runs), dx(io.dx, k.data, runs);
+    const Port<T> params(io.params, k.raw, runs, k.params_step()), dparams(io.dparams, k.raw, runs, k.params_step());
+    const int64_t width = params.width;
+    const int64_t shift = k.shift_offset(io.params.c) * width, raw = k.scale_offset(io.params.c) * width;
+    const int64_t dshift = k.shift_offset(io.dparams.c) * width, draw = k.scale_offset(io.dparams.c) * width;
+    const int longest = static_cast<int>(runs.length < kBlock ? (runs.length + kLane - 1) / kLane * kLane : kBlock);
     for (int64_t u = begin; u < end; ++u) {
       const int64_t b = this->sample_of(u), piece = u - b * this->pieces;
-      copy_passing<T>(k, runs, io.dy, io.dx, b, piece, this->pieces);
-      fill(s.dlogdet, run_block, dlogdet(b));
+      copy_passing<T>(k, runs, dy, dx, b, piece, this->pieces);
+      fill(s.dlogdet, longest, dlogdet(b));
       const Part part = part_of(runs.rows, runs.length, piece, this->pieces);
       for (int64_t row = part.row0; row < part.row1; ++row) {
-        const int64_t c = along_positions ? row : 0, p = along_positions ? 0 : row;
-        const T* y = at<T>(io.y, b, k.first + c, p);
-        const T* dy = io.dy.data ? at<T>(io.dy, b, k.first + c, p) : nullptr;
-        const T* params = at<T>(io.params, b, c * step, p);
-        T* dx = at<T>(io.dx, b, k.first + c, p);
-        T* dparams = at<T>(io.dparams, b, c * step, p);
+        char *from = y.start(b, k.first, row), *to = dx.start(b, k.first, row);
+        char* grad = dy.data ? dy.start(b, k.first, row) : nullptr;
+        char *given = params.start(b, 0, row), *made = dparams.start(b, 0, row);
+        if (k.gain) set_gain(k, row, longest, s);
+        T lanes[kLane] = {};
         for (int64_t i = part.begin; i < part.end;) {
-          const int64_t left = part.end - i;
-          int n = static_cast<int>(left < kBlock ? left : kBlock);
+          const int n = block_size(part.end - i);
           Block<T> block = s.block();
-          const bool whole = n >= kLane;
-          if (whole) {
-            n &= ~(kLane - 1);
-            block.x = y + i, block.t = params + t_off + i, block.dx = dx + i, block.dt = dparams + dt_off + i;
-            block.dy = dy ? dy + i : zero.dy;
-            block.r = zero.r;
-            if (k.has_scale()) block.r = params + r_off + i, block.dr = dparams + dr_off + i;
-          } else {
-            fill(s.x, kLane, T(0)), fill(s.t, kLane, T(0)), fill(s.r, kLane, T(0)), fill(s.dy, kLane, T(0));
-            std::memcpy(s.x, y + i, n * sizeof(T));
-            std::memcpy(s.t, params + t_off + i, n * sizeof(T));
-            if (k.has_scale()) std::memcpy(s.r, params + r_off + i, n * sizeof(T));
-            if (dy) std::memcpy(s.dy, dy + i, n * sizeof(T));
+          block.x = y.read(from, i, n, s.x);
+          if (grad) block.dy = dy.read(grad, i, n, s.dy);
+          block.t = params.read(given + shift, i, n, s.t);
+          block.dx = dx.target(to, i, n, s.dx);
+          block.dt = dparams.target(made + dshift, i, n, s.dt);
+          if (k.has_scale()) {
+            block.r = params.read(given + raw, i, n, s.r);
+            block.dr = dparams.target(made + draw, i, n, s.dr);
           }
-          compute(block, whole ? n : kLane, this->constants, this->shift_sign);
-          if (!whole) {
-            std::memcpy(dx + i, s.dx, n * sizeof(T));
-            std::memcpy(dparams + dt_off + i, s.dt, n * sizeof(T));
-            if (k.has_scale()) std::memcpy(dparams + dr_off + i, s.dr, n * sizeof(T));
-          }
+          compute(block, padded_size(n), this->constants, this->shift_sign);
+          dx.finish(to, i, n, block.dx);
+          dparams.finish(made + dshift, i, n, block.dt);
+          if (k.has_scale()) dparams.finish(made + draw, i, n, block.dr);
+          if (gain_partial) add_lanes(s.dg, n, lanes);
           i += n;
         }
+        if (gain_partial) gain_partial[u * k.transformed + row] += sum_lanes(lanes);
       }
     }
   }

@@ -99,12 +99,32 @@ BlockFunction<T> block_function(const Coupling& k) {
 }
 
 template <typename T>
+void fill(T* p, int n, T v) {
+  for (int i = 0; i < n; ++i) p[i] = v;
+}
+
+template <typename T>
 struct Scratch {
   alignas(64) T x[kBlock], t[kBlock], r[kBlock], g[kBlock], log_g[kBlock], y[kBlock], log_s[kBlock];
   alignas(64) T dy[kBlock], dlogdet[kBlock], dx[kBlock], dt[kBlock], dr[kBlock], dg[kBlock];
 
   Block<T> block() { return {x, t, r, g, log_g, y, log_s, dy, dlogdet, dx, dt, dr, dg}; }
+
+  // No gain, and numbers in what pads a first, short block.
+  void quiet() {
+    fill(g, kBlock, T(1)), fill(log_g, kBlock, T(0)), fill(dy, kBlock, T(0));
+    fill(x, kLane, T(0)), fill(t, kLane, T(0)), fill(r, kLane, T(0));
+  }
 };
+
+// lanes[l] += the first n values, those of lane l; what pads them is cleared.
+template <typename T>
+void add_lanes(T* values, int n, T* lanes) {
+  const int padded = n < kLane ? kLane : n;
+  for (int i = n; i < padded; ++i) values[i] = T(0);
+  for (int j = 0; j < padded; j += kLane)
+    for (int l = 0; l < kLane; ++l) lanes[l] += values[j + l];
+}
 
 // In double and by halves: neither a long chain of additions nor a rounding that shows.
 template <typename T>
@@ -114,11 +134,6 @@ double sum_lanes(const T* lanes) {
   for (int half = kLane / 2; half > 0; half /= 2)
     for (int l = 0; l < half; ++l) sum[l] += sum[l + half];
   return sum[0];
-}
-
-template <typename T>
-void fill(T* p, int n, T v) {
-  for (int i = 0; i < n; ++i) p[i] = v;
 }
 
 }  // namespace

@@ -12,59 +12,92 @@ namespace {
 
 constexpr int64_t kUnit = 16384;  // elements of a sample per unit, about
 
-// How the transformed half of a sample is made of unit-stride rows, the same in every tensor involved.
+// The transformed half of a sample as rows of at least a lane: along positions (a row is a channel's) or along channels
+// (a row is a position's), or joined to one row where every tensor lies in memory like that.
 struct Runs {
-  bool possible = false;
-  bool along_positions = true;
+  bool possible = false, along_positions = true, joined = false;
   int64_t rows = 0, length = 0;                  // transformed
   int64_t passing_rows = 0, passing_length = 0;  // identity half
 };
 
-struct Axis {
-  int64_t row, element;
-};
-
-Axis axes(const View& v, bool along_positions) { return along_positions ? Axis{v.c, v.p} : Axis{v.p, v.c}; }
-
-// `data` are [B, C, P] views, `raw` are params views; all must agree on the axis that is at unit stride.
-Runs find_runs(const Coupling& k, const View* const* data, int n_data, const View* const* raw, int n_raw) {
+// `views` are x (or y) first, then everything else that is [B, C, P]; `raw` are of params.
+Runs find_runs(const Coupling& k, const View* const* views, int n_views, const View* const* raw, int n_raw) {
   Runs out;
-  if (k.channel_map || k.mask.data || k.gain || k.data != k.raw || size_of(k.data) < 4) return out;
+  if (k.channel_map || k.mask.data) return out;
   const int64_t passing = k.channels - k.transformed;
+  const bool interleaved = k.interleaved && k.has_scale(), positions_first = views[0]->p <= views[0]->c;
   for (int attempt = 0; attempt < 2; ++attempt) {
-    const bool along_positions = attempt == 0;
-    if (!along_positions && k.interleaved && k.has_scale()) break;
-    const int64_t length = along_positions ? k.positions : k.transformed;
-    const int64_t rows = along_positions ? k.transformed : k.positions;
-    bool unit = true, joined = !(k.interleaved && k.has_scale());
-    const auto look = [&](const View& v, int64_t row_length) {
-      const Axis a = axes(v, along_positions);
-      if (row_length != 1 && a.element != 1) unit = false;
-      if (rows != 1 && a.row != row_length) joined = false;
+    const bool along = positions_first == (attempt == 0);
+    if (k.gain && !along) continue;  // a row has one gain
+    const int64_t length = along ? k.positions : k.transformed, rows = along ? k.transformed : k.positions;
+    bool joined = !interleaved && !k.gain && (along || passing == 0);
+    const auto look = [&](const View& v) {
+      const int64_t element = along ? v.p : v.c, row = along ? v.c : v.p;
+      joined = joined && (length == 1 || element == 1) && (rows == 1 || row == length);
     };
-    for (int i = 0; i < n_data; ++i) look(*data[i], length);
-    for (int i = 0; i < n_raw; ++i) look(*raw[i], length);
-    if (!along_positions && passing != 0) joined = false;
-    if (!unit) continue;
-    out.along_positions = along_positions;
+    for (int i = 0; i < n_views; ++i) look(*views[i]);
+    for (int i = 0; i < n_raw; ++i) look(*raw[i]);
+    out.along_positions = along;
+    out.joined = joined;
     out.rows = joined ? 1 : rows;
     out.length = joined ? rows * length : length;
-    out.passing_length = along_positions ? (joined ? passing * k.positions : k.positions) : passing;
-    out.passing_rows = along_positions ? (joined ? 1 : passing) : k.positions;
-    if (out.length >= kLane) {
-      out.possible = true;
-      return out;
-    }
+    out.passing_length = along ? (joined ? passing * k.positions : k.positions) : passing;
+    out.passing_rows = along ? (joined ? 1 : passing) : k.positions;
+    out.possible = out.length >= kLane;
+    if (out.possible) break;
   }
   return out;
 }
 
-int64_t pieces_of(int64_t elements) { return elements <= kUnit ? 1 : (elements + kUnit - 1) / kUnit; }
-
+// A tensor as runs see it. Whole lanes at unit stride in the arithmetic's type are used where they are; anything else
+// (other strides, narrower types, the last elements of a row) goes through scratch.
 template <typename T>
-T* at(const View& v, int64_t b, int64_t c, int64_t p) {
-  return static_cast<T*>(v.data) + b * v.b + c * v.c + p * v.p;
+struct Port {
+  char* data;
+  int64_t batch, channel, row, element, width;
+  bool direct;
+  LoadRun<T> load;
+  StoreRun<T> store;
+
+  // `step`: params channels per data channel.
+  Port(const View& v, DType type, const Runs& runs, int64_t step = 1)
+      : data(static_cast<char*>(v.data)),
+        batch(v.b),
+        channel(v.c),
+        row(runs.along_positions ? v.c * step : v.p),
+        element(runs.joined            ? 1
+                : runs.along_positions ? v.p
+                                       : v.c * step),
+        width(size_of(type)),
+        direct(element == 1 && type == (sizeof(T) == 8 ? DType::f64 : DType::f32)),
+        load(load_run_for<T>(type)),
+        store(store_run_for<T>(type)) {}
+
+  char* start(int64_t b, int64_t c, int64_t r) const { return data + (b * batch + c * channel + r * row) * width; }
+  bool in_place(int n) const { return direct && n % kLane == 0; }
+  const T* read(const char* start, int64_t i, int n, T* scratch) const {
+    const char* at = start + i * element * width;
+    if (in_place(n)) return reinterpret_cast<const T*>(at);
+    load(at, element, n, scratch);
+    return scratch;
+  }
+  T* target(char* start, int64_t i, int n, T* scratch) const {
+    return in_place(n) ? reinterpret_cast<T*>(start + i * element * width) : scratch;
+  }
+  void finish(char* start, int64_t i, int n, const T* from) const {
+    if (!in_place(n)) store(start + i * element * width, element, n, from);
+  }
+};
+
+// How many elements the next block of a row takes: whole lanes first, then the rest alone.
+inline int block_size(int64_t left) {
+  const int n = static_cast<int>(left < kBlock ? left : kBlock);
+  return n >= kLane ? n & ~(kLane - 1) : n;
 }
+
+inline int padded_size(int n) { return n < kLane ? kLane : n; }
+
+int64_t pieces_of(int64_t elements) { return elements <= kUnit ? 1 : (elements + kUnit - 1) / kUnit; }
 
 // The part of rows x length that piece i of n does: whole rows, or a stretch of the only row.
 struct Part {
@@ -104,20 +137,25 @@ struct Common {
   }
 };
 
+// The identity half of a piece; zeros where there is nothing to copy from.
 template <typename T>
-void copy_passing(const Coupling& k, const Runs& runs, const View& from, const View& to, int64_t b, int64_t i,
+void copy_passing(const Coupling& k, const Runs& runs, const Port<T>& from, const Port<T>& to, int64_t b, int64_t i,
                   int64_t n) {
   if (k.channels == k.transformed) return;
   const int64_t c0 = k.first == 0 ? k.transformed : 0;
   const Part part = part_of(runs.passing_rows, runs.passing_length, i, n);
+  T scratch[kBlock] = {};
   for (int64_t row = part.row0; row < part.row1; ++row) {
-    T* dst = runs.along_positions ? at<T>(to, b, c0 + row, 0) : at<T>(to, b, c0, row);
-    const size_t bytes = (part.end - part.begin) * sizeof(T);
-    if (from.data) {
-      const T* src = runs.along_positions ? at<T>(from, b, c0 + row, 0) : at<T>(from, b, c0, row);
-      std::memcpy(dst + part.begin, src + part.begin, bytes);
-    } else {
-      std::memset(dst + part.begin, 0, bytes);
+    char* dst = to.start(b, c0, row);
+    const char* src = from.data ? from.start(b, c0, row) : nullptr;
+    if (src && from.direct && to.direct) {
+      std::memcpy(dst + part.begin * to.width, src + part.begin * from.width, (part.end - part.begin) * to.width);
+      continue;
+    }
+    for (int64_t j = part.begin; j < part.end; j += kBlock) {
+      const int m = static_cast<int>(part.end - j < kBlock ? part.end - j : kBlock);
+      if (src) from.load(src + j * from.element * from.width, from.element, m, scratch);
+      to.store(dst + j * to.element * to.width, to.element, m, scratch);
     }
   }
 }
@@ -144,6 +182,14 @@ struct Tile {
   int64_t x[kBlock], y[kBlock], t[kBlock], r[kBlock], unit[kBlock], channel[kBlock];
   int64_t dy[kBlock], dt[kBlock], dr[kBlock];
 };
+
+// The gain of one row, for all of a block.
+template <typename T>
+void set_gain(const Coupling& k, int64_t channel, int n, Scratch<T>& s) {
+  const T gain = static_cast<const T*>(k.gain)[channel];
+  fill(s.g, n, gain);
+  fill(s.log_g, n, static_cast<T>(std::log(static_cast<double>(gain))));
+}
 
 template <typename T>
 void load_gain(const Coupling& k, const Tile& tile, Scratch<T>& s) {

@@ -103,6 +103,44 @@ void scatter(void* base, const int64_t* offset, int n, const T* src) {
   for (int i = 0; i < n; ++i) p[offset[i]] = Storage<d>::store(src[i]);
 }
 
+// The same for elements a constant stride apart; a stride of 1 is a loop that vectorises.
+template <typename T>
+using LoadRun = void (*)(const void* base, int64_t stride, int n, T* dst);
+template <typename T>
+using StoreRun = void (*)(void* base, int64_t stride, int n, const T* src);
+
+template <typename T, DType d>
+void load_run(const void* base, int64_t stride, int n, T* dst) {
+  const auto* p = static_cast<const typename Storage<d>::type*>(base);
+  if (stride == 1)
+    for (int i = 0; i < n; ++i) dst[i] = static_cast<T>(Storage<d>::load(p[i]));
+  else
+    for (int i = 0; i < n; ++i) dst[i] = static_cast<T>(Storage<d>::load(p[i * stride]));
+}
+
+template <typename T, DType d>
+void store_run(void* base, int64_t stride, int n, const T* src) {
+  auto* p = static_cast<typename Storage<d>::type*>(base);
+  if (stride == 1)
+    for (int i = 0; i < n; ++i) p[i] = Storage<d>::store(src[i]);
+  else
+    for (int i = 0; i < n; ++i) p[i * stride] = Storage<d>::store(src[i]);
+}
+
+template <typename T>
+LoadRun<T> load_run_for(DType d) {
+  static const LoadRun<T> table[] = {load_run<T, DType::f32>, load_run<T, DType::f64>, load_run<T, DType::bf16>,
+                                     load_run<T, DType::f16>};
+  return table[static_cast<int>(d)];
+}
+
+template <typename T>
+StoreRun<T> store_run_for(DType d) {
+  static const StoreRun<T> table[] = {store_run<T, DType::f32>, store_run<T, DType::f64>, store_run<T, DType::bf16>,
+                                      store_run<T, DType::f16>};
+  return table[static_cast<int>(d)];
+}
+
 template <typename T>
 Gather<T> gather_for(DType d) {
   static const Gather<T> table[] = {gather<T, DType::f32>, gather<T, DType::f64>, gather<T, DType::bf16>,
