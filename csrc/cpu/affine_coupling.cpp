@@ -7,6 +7,7 @@
 // threads.
 
 #include <cstdlib>
+#include <new>
 
 #include "affine_coupling_layout.h"
 #include "convert.h"
@@ -124,6 +125,7 @@ void forward(const Coupling& k, const CouplingForward& io, Parallel parallel) {
     job.cut(elements, outer_size(k, io.x));
   }
   job.partial = static_cast<double*>(std::malloc((job.units + 1) * sizeof(double)));
+  if (!job.partial) throw std::bad_alloc();
   if (job.units) parallel(job.units, job.grain(elements), &job, ForwardJob<T>::body);
   T* out = static_cast<T*>(io.logdet);
   const T* in = static_cast<const T*>(io.logdet_in);
@@ -269,7 +271,10 @@ void backward(const Coupling& k, const CouplingBackward& io, Parallel parallel) 
   } else {
     job.cut(elements, outer_size(k, io.y));
   }
-  if (io.dgain) job.gain_partial = static_cast<double*>(std::calloc(job.units * k.transformed + 1, sizeof(double)));
+  if (io.dgain) {
+    job.gain_partial = static_cast<double*>(std::calloc(job.units * k.transformed + 1, sizeof(double)));
+    if (!job.gain_partial) throw std::bad_alloc();
+  }
   if (job.units) parallel(job.units, job.grain(elements), &job, BackwardJob<T>::body);
   if (io.dgain) {
     for (int64_t j = 0; j < k.transformed; ++j) {

@@ -31,12 +31,13 @@ Runs find_runs(const Coupling& k, const View* const* views, int n_views, const V
     if (k.gain && !along) continue;  // a row has one gain
     const int64_t length = along ? k.positions : k.transformed, rows = along ? k.transformed : k.positions;
     bool joined = !interleaved && !k.gain && (along || passing == 0);
-    const auto look = [&](const View& v) {
+    // Joined rows lie end to end: those of the identity half too, which only the data has.
+    const auto look = [&](const View& v, bool several) {
       const int64_t element = along ? v.p : v.c, row = along ? v.c : v.p;
-      joined = joined && (length == 1 || element == 1) && (rows == 1 || row == length);
+      joined = joined && (length == 1 || element == 1) && (!several || row == length);
     };
-    for (int i = 0; i < n_views; ++i) look(*views[i]);
-    for (int i = 0; i < n_raw; ++i) look(*raw[i]);
+    for (int i = 0; i < n_views; ++i) look(*views[i], rows > 1 || passing > 1);
+    for (int i = 0; i < n_raw; ++i) look(*raw[i], rows > 1);
     out.along_positions = along;
     out.joined = joined;
     out.rows = joined ? 1 : rows;

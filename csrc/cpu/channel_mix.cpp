@@ -5,6 +5,7 @@
 // first. Column chunks are cut by shape alone and summed in order, so results do not depend on the thread count.
 
 #include <cstdlib>
+#include <new>
 
 #include "convert.h"
 #include "isa.h"
@@ -238,6 +239,7 @@ struct Buffer {
   explicit Buffer(int64_t n) {
     const size_t bytes = (n * sizeof(T) / 64 + 1) * 64;
     data = static_cast<T*>(std::aligned_alloc(64, bytes));
+    if (!data) throw std::bad_alloc();
     std::memset(data, 0, bytes);
   }
   ~Buffer() { std::free(data); }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..reference import affine_coupling as reference
 from ..reference.affine_coupling import Form, Identity, Layout, Order, compute_dtype
-from ..reference.scale_map import ScaleMap
+from ..reference.scale_map import PRESET_TEXT, ScaleMap
 from ._layout import canonical, readable
 from ._library import define, forced_backend, under_transform
 
@@ -93,7 +93,8 @@ class _AffineCoupling(torch.autograd.Function):
         y, params, channel_map, mask, gain = ctx.saved_tensors
         if dy is None and dlogdet is None:
             return (None,) * 7
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        # Second derivatives and tangents need the closed form in differentiable operations.
+        if (torch.is_grad_enabled() and not torch.compiler.is_compiling()) or under_transform():
             grads = reference.backward(y, params, dy, dlogdet, channel_map, mask, gain, Form.unpack(*ctx.form))
         else:
             dy = None if dy is None else readable(dy)
@@ -134,8 +135,9 @@ def affine_coupling(
         inverse: undo the coupling; the log-determinant is then that of the inverse.
         mask: bool, same rank as x and broadcastable to it; True where an element is transformed (checkerboards,
             sequence lengths). The others pass through, add nothing to the log-determinant and get no gradient.
-        channel_map: int64 ``[C]`` for any index set: entry c is the params channel of data channel c, or -1 where c
-            passes through. Each of ``0..Ct-1`` must occur once. Not with ``identity``.
+        channel_map: int64 ``[C]`` for any index set: entry c is the params channel of data channel c, or -1 (or
+            anything outside ``0..Ct-1``) where c passes through. Each of ``0..Ct-1`` must occur once. Not with
+            ``identity``.
         gain: ``[Ct]`` learned factor per transformed channel, in the log-determinant's dtype (see ScaleMap).
         logdet: running log-determinant ``[B]`` that this one is added to.
 
@@ -148,14 +150,19 @@ def affine_coupling(
     Cost: O(B C P), one read of x and params and one write of y. Keeps y and params for the backward, not x.
     Reference: Dinh et al. 2017 (RealNVP), eq. 7-8; Kingma & Dhariwal 2018 (Glow), table 1.
     """
-    make = _make_form if torch.compiler.is_compiling() else _cached_form
-    form, packed = make(scale_map, layout, order, identity, inverse)
+    if torch.compiler.is_compiling():
+        text = PRESET_TEXT.get(scale_map, scale_map) if isinstance(scale_map, str) else scale_map.text
+        form, packed = _make_form(ScaleMap.from_text(text), layout, order, identity, inverse)
+    else:
+        form, packed = _cached_form(scale_map, layout, order, identity, inverse)
     _check(x, params, form, mask, channel_map, gain, logdet)
     if mask is not None:
         mask = readable(mask.expand(-1, -1, *x.shape[2:]))
     if under_transform():
         return reference.forward(x, params, channel_map, mask, gain, logdet, form)
     x, params = canonical(x), canonical(params)
+    gain = None if gain is None else gain.contiguous()
+    channel_map = None if channel_map is None else channel_map.contiguous()
     if torch.is_grad_enabled() and (
         x.requires_grad
         or params.requires_grad

@@ -134,7 +134,8 @@ def _scale(form: Form, r: Tensor | None, g: Tensor | None, like: Tensor) -> tupl
 def _select(x, params, channel_map, mask, form: Form) -> tuple[Tensor, Tensor | None]:
     """The channels that may be transformed, and where among them they are (None: everywhere)."""
     if channel_map is not None:
-        where = (channel_map >= 0).reshape(1, -1, *[1] * (x.dim() - 2))
+        count = form.transformed_channels(params.shape[1])
+        where = ((channel_map >= 0) & (channel_map < count)).reshape(1, -1, *[1] * (x.dim() - 2))
         return x, where if mask is None else where & mask
     count = form.transformed_channels(params.shape[1])
     start = x.shape[1] - count if form.identity == Identity.first else 0
@@ -160,7 +161,10 @@ def _params(params, channel_map, gain, where, x, form: Form) -> tuple[Tensor, Te
         gain = gain.reshape(1, -1, *[1] * (x.dim() - 2))
     parts.append(gain)
     if channel_map is not None:
-        rows = channel_map.clamp(min=0)
+        count = form.transformed_channels(params.shape[1])
+        rows = channel_map.clamp(0, max(count - 1, 0))
+        if count == 0:  # nothing to select from; a row of zeros that no channel uses
+            parts = [None if v is None else v.new_zeros(v.shape[0], 1, *v.shape[2:]) for v in parts]
         parts = [None if v is None else v.index_select(1, rows) for v in parts]
     t, r, g = (None if v is None else v.to(dtype) for v in parts)
     if where is not None:
@@ -183,7 +187,7 @@ def _merge(x: Tensor, yt: Tensor, form: Form, channel_map: Tensor | None) -> Ten
 def _to_params(v: Tensor, params: Tensor, channel_map: Tensor, form: Form) -> Tensor:
     """Gradients per data channel, moved to the params channel each came from."""
     count = form.transformed_channels(params.shape[1])
-    rows = torch.where(channel_map >= 0, channel_map, count)
+    rows = torch.where((channel_map >= 0) & (channel_map < count), channel_map, count)
     out = v.new_zeros(v.shape[0], count + 1, *v.shape[2:])
     return out.index_add(1, rows, v).narrow(1, 0, count)
 

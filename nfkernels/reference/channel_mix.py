@@ -7,6 +7,7 @@ stops being invertible. Glow (Kingma & Dhariwal 2018, section 3.2).
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .affine_coupling import compute_dtype
@@ -14,13 +15,14 @@ from .affine_coupling import compute_dtype
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``y`` in x's dtype; the product in float32 (float64 for float64 data), autocast off."""
+    dtype = compute_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
-        y = torch.matmul(
-            weight, x.flatten(2).to(compute_dtype(x)) if x.dim() > 2 else x.to(compute_dtype(x))[..., None]
-        )
+        if row_major(x):
+            return F.linear(x.movedim(1, -1).to(dtype), weight, bias).movedim(-1, 1).to(x.dtype)
+        y = torch.matmul(weight, x.flatten(2).to(dtype))
         if bias is not None:
             y = y + bias[:, None]
-    return y.reshape(x.shape[0], weight.shape[0], *x.shape[2:]).to(x.dtype)
+    return y.reshape(x.shape).to(x.dtype)
 
 
 def backward(x: Tensor, weight: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,6 +30,13 @@ def backward(x: Tensor, weight: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Ten
     dtype = compute_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
         dx = forward(dy, weight.t(), None)
-        rows_dy = dy.to(dtype).transpose(0, 1).flatten(1)
-        rows_x = x.to(dtype).transpose(0, 1).flatten(1)
+        if row_major(x):
+            rows_dy, rows_x = (t.to(dtype).movedim(1, -1).reshape(-1, t.shape[1]) for t in (dy, x))
+            return dx.to(x.dtype), rows_dy.t() @ rows_x, rows_dy.sum(0)
+        rows_dy, rows_x = (t.to(dtype).transpose(0, 1).flatten(1) for t in (dy, x))
         return dx.to(x.dtype), rows_dy @ rows_x.t(), rows_dy.sum(1)
+
+
+def row_major(x: Tensor) -> bool:
+    """Whether a position's channels lie side by side (tables, channels-last): the mix is then one plain product."""
+    return x.dim() == 2 or (x.stride(1) == 1 and x.shape[1] > 1)

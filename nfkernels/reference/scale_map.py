@@ -66,6 +66,10 @@ class ScaleMap:
             raise ValueError(f"ScaleMap.eps must not be negative, got {self.eps}")
         if self.kind in ("sigmoid", "softplus") and self.gain <= 0:
             raise ValueError(f"the {self.kind} map needs a positive gain, got {self.gain}")
+        numbers = (self.prescale, self.offset, self.gain, self.clamp, self.eps)
+        object.__setattr__(
+            self, "text", " ".join([self.kind, *map(repr, map(float, numbers)), str(int(self.reciprocal))])
+        )
 
     # Presets, named after who computes exactly this.
 
@@ -118,6 +122,14 @@ class ScaleMap:
             return getattr(ScaleMap, value)()
         raise ValueError(f"unknown scale map {value!r}: expected a ScaleMap or one of {', '.join(PRESETS)}")
 
+    @staticmethod
+    def from_text(text: str) -> ScaleMap:
+        """The map that has this ``text``: how a map travels through ``torch.compile``, which makes an object's floats
+        symbolic (with ``dynamic=True``) but never a string."""
+        kind, *numbers, reciprocal = text.split(" ")
+        prescale, offset, gain, clamp, eps = [float(n) for n in numbers]
+        return ScaleMap(kind, prescale, offset, gain, clamp, eps, reciprocal == "1")
+
     @property
     def has_scale(self) -> bool:
         """Whether the conditioner gives a raw scale at all (``additive`` gives shifts only)."""
@@ -125,6 +137,7 @@ class ScaleMap:
 
 
 PRESETS = ("additive", "exp", "glow", "nflows", "nflows_softplus", "freia", "realnvp", "zuko")
+PRESET_TEXT: dict[str, str] = {name: getattr(ScaleMap, name)().text for name in PRESETS}
 
 
 def log_scale(m: ScaleMap, r: Tensor, gain: Tensor | None = None) -> Tensor:
@@ -206,7 +219,8 @@ def log_scale_derivatives(m: ScaleMap, r: Tensor, gain: Tensor | None = None) ->
 
 
 def _softplus(a: Tensor) -> Tensor:
-    return a.clamp(min=0) + torch.log1p(torch.exp(-a.abs()))
+    # Not clamp + log1p(exp(-|a|)): autograd would take 1, not 1/2, for its slope at 0, where new conditioners start.
+    return -F.logsigmoid(-a)
 
 
 def _log(k: float | Tensor, rest: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def _params_channel(p_map, o_c, m_c, start, count, PARTIAL: tl.constexpr):
     """The params channel of each data channel, and whether it has one."""
     if p_map is not None:
         b_row = tl.load(p_map + o_c, mask=m_c, other=-1).to(o_c.dtype)
-        m_row = b_row >= 0
+        m_row = (b_row >= 0) & (b_row < count)
     elif PARTIAL:
         b_row = o_c - start
         m_row = m_c & (b_row >= 0) & (b_row < count)

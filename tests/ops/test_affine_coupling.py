@@ -52,7 +52,7 @@ def assert_as_good_as_reference(got, plain, exact, case):
 
 @pytest.mark.parametrize("block", range(8))
 def test_native_matches_reference(block):
-    """300 points of the product of all options, forward and all gradients, against float64."""
+    """320 points of the product of all options, forward and all gradients, against float64."""
     for point in coupling_options(320)[block::8]:
         case = coupling_case(point)
         got = run(case)
@@ -181,6 +181,39 @@ def test_expanded_gradients_are_read_through_their_strides():
         torch.testing.assert_close(a, b)
 
 
+def test_one_transformed_channel_beside_several():
+    """Rows that lie end to end for the one transformed channel need not for those that pass through."""
+    x, params = torch.randn(2, 3, 32, requires_grad=True), torch.randn(2, 2, 32, requires_grad=True)
+    weights = torch.randn(2, 32)
+    y, _ = affine_coupling(x, params, identity="first")
+    dx, _ = torch.autograd.grad((y.sum(1) * weights).sum(), [x, params], retain_graph=True)
+    torch.testing.assert_close(dx[:, :2], weights[:, None].expand(2, 2, 32))
+    sliced = torch.randn(2, 3, 64)[..., :32]
+    y, _ = affine_coupling(sliced, params, identity="first")
+    torch.testing.assert_close(y[:, :2], sliced[:, :2])
+
+
+def test_strided_gain_and_channel_map():
+    x, params = torch.randn(2, 3, 5), torch.randn(2, 6, 5)
+    channel_map = torch.tensor([2, 9, 0, 9, 1, 9])[::2]
+    got = affine_coupling(x, params, gain=torch.ones(1).expand(3), channel_map=channel_map)
+    want = affine_coupling(x, params, channel_map=torch.tensor([2, 0, 1]))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_channels_mapped_outside_pass_through(backend):
+    x, params = torch.randn(2, 3, 5), torch.randn(2, 4, 5)
+    with use_backend(backend):
+        y, logdet = affine_coupling(x, params, channel_map=torch.tensor([0, 7, 1]))
+        assert torch.equal(y[:, 1], x[:, 1])
+        torch.testing.assert_close(logdet, affine_coupling(x[:, ::2], params)[1])
+        y, logdet = affine_coupling(x, params[:, :0], channel_map=torch.tensor([-1, -1, -1]))
+        assert torch.equal(y, x)
+        assert torch.equal(logdet, torch.zeros(2))
+
+
 @pytest.mark.parametrize(
     "strides", [(6, 0, 6, 2), (0, 9, 3, 1), (2, 1, 0, 0), (0, 0, 0, 0), (9, 0, 3, 1), (6, 3, 1, 0)]
 )
@@ -208,28 +241,42 @@ def test_only_one_output_used():
             torch.testing.assert_close(a, b)
 
 
-@settings(max_examples=60, deadline=None)
+SPATIAL = st.one_of(
+    st.lists(st.integers(1, 5), max_size=3).map(tuple), st.sampled_from([(20,), (33,), (1, 40), (17, 1)])
+)
+
+
+def draw_strided(data, shape):
+    """A tensor of this shape, dense or a view: axes permuted, stepped, cut out of wider ones, or expanded."""
+    if data.draw(st.booleans()):
+        return torch.randn(shape)
+    order = data.draw(st.permutations(range(len(shape))))
+    steps = [data.draw(st.integers(1, 2)) for _ in shape]
+    margins = [data.draw(st.integers(0, 1)) for _ in shape]
+    expanded = [n > 1 and data.draw(st.integers(0, 5)) == 0 for n in shape]
+    sizes = [1 if e else n * s + m for n, s, m, e in zip(shape, steps, margins, expanded, strict=True)]
+    wide = torch.randn([sizes[i] for i in order]).permute([order.index(i) for i in range(len(shape))])
+    cut = [
+        slice(None) if e else slice(m, m + n * s, s) for n, s, m, e in zip(shape, steps, margins, expanded, strict=True)
+    ]
+    return wide[tuple(cut)].expand(shape)
+
+
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_any_shape_and_stride(data):
-    """Hypothesis draws shapes and strides, transposed and stepped ones too."""
-    spatial = data.draw(st.lists(st.integers(1, 5), min_size=0, max_size=3).map(tuple))
+    """Hypothesis draws shapes and strides, of the gradient too."""
+    spatial = data.draw(SPATIAL)
     batch, channels = data.draw(st.integers(0, 4)), data.draw(st.integers(1, 7))
     count = data.draw(st.integers(0, channels))
     identity = data.draw(st.sampled_from(["first", "second"]))
-
-    def strided(c):
-        shape = (batch, c, *spatial)
-        order = data.draw(st.permutations(range(len(shape))))
-        steps = [data.draw(st.integers(1, 2)) for _ in shape]
-        wide = torch.randn([shape[i] * steps[i] for i in order])
-        return wide.permute([order.index(i) for i in range(len(shape))])[tuple(slice(None, None, s) for s in steps)]
-
-    x, params = strided(channels).requires_grad_(), strided(2 * count).requires_grad_()
+    x, params = (draw_strided(data, (batch, c, *spatial)).requires_grad_() for c in (channels, 2 * count))
+    dy = draw_strided(data, (batch, channels, *spatial))
     y, logdet = affine_coupling(x, params, identity=identity)
-    grads = torch.autograd.grad(y.sin().sum() + logdet.sum(), [x, params])
+    grads = torch.autograd.grad([y, logdet], [x, params], [dy, torch.ones(1).expand(batch)])
     with use_backend("reference"):
         y2, logdet2 = affine_coupling(x, params, identity=identity)
-        grads2 = torch.autograd.grad(y2.sin().sum() + logdet2.sum(), [x, params])
+        grads2 = torch.autograd.grad([y2, logdet2], [x, params], [dy, torch.ones(batch)])
     for a, b in zip([y, logdet, *grads], [y2, logdet2, *grads2], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -292,6 +339,58 @@ def test_func_transforms_and_forward_mode():
         dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
         y, _ = affine_coupling(dual, params)
         torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(y).tangent, scale)
+
+
+@pytest.mark.parametrize("which", [i for i, m in enumerate(MAPS) if m.kind != "softclip"])
+def test_transforms_agree_with_eager_at_zero(which):
+    """Where every zero-initialised conditioner starts. (softclip has a true kink there in its second derivative.)"""
+    scale_map = MAPS[which]
+    x = torch.tensor([[0.7]], dtype=torch.float64)
+    params = torch.zeros(1, 2 if scale_map.has_scale else 1, dtype=torch.float64)
+
+    def loss(p):
+        y, logdet = affine_coupling(x, p, scale_map=scale_map)
+        return (y.square() + 0.3 * logdet[:, None]).sum()
+
+    def slope(p):
+        leaf = p.clone().requires_grad_()
+        return torch.autograd.grad(loss(leaf), leaf)[0]
+
+    leaf = params.clone().requires_grad_()
+    (eager,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+    torch.testing.assert_close(slope(params), eager.detach())
+    torch.testing.assert_close(torch.func.grad(loss)(params), eager.detach())
+    _, tangent = torch.func.jvp(loss, (params,), (torch.ones_like(params),))
+    torch.testing.assert_close(tangent, eager.detach().sum())
+    (second,) = torch.autograd.grad(eager.sum(), leaf)
+    numeric = (slope(params + 1e-4) - slope(params - 1e-4)) / 2e-4
+    torch.testing.assert_close(second, numeric, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.func.hessian(loss)(params).sum((0, 1)), numeric, rtol=1e-4, atol=1e-5)
+
+
+def test_a_dual_cotangent_keeps_its_tangent():
+    x, params = torch.randn(2, 4, requires_grad=True), torch.randn(2, 4, requires_grad=True)
+    y, _ = affine_coupling(x, params, identity="first")
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(torch.ones_like(y), torch.ones_like(y))
+        (dx,) = torch.autograd.grad(y, x, dual)
+        primal, tangent = torch.autograd.forward_ad.unpack_dual(dx)
+        assert tangent is not None
+        torch.testing.assert_close(tangent, primal)
+
+
+@pytest.mark.parametrize("scale_map", ["glow", "realnvp", "freia", ScaleMap("tanh", clamp=1.5)])
+def test_compile_with_dynamic_shapes(scale_map):
+    def run(x, params):
+        return affine_coupling(x, params, scale_map=scale_map, identity="first")
+
+    torch._dynamo.reset()
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch in (3, 5):
+        x, params = torch.randn(batch, 4, 6, requires_grad=True), torch.randn(batch, 4, 6)
+        for got, want in zip(compiled(x, params), run(x, params), strict=True):
+            torch.testing.assert_close(got, want)
+        compiled(x, params)[0].sum().backward()
 
 
 def test_autocast_leaves_data_alone():
