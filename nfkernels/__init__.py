@@ -1,7 +1,51 @@
-"""nfkernels: fused CUDA, Triton and C++ kernels for normalizing flows in PyTorch."""
+"""nfkernels: fused CUDA, Triton and C++ kernels for normalizing flows in PyTorch.
 
-from . import models, nn, ops
+Everything is imported at first use: the command line answers without waiting for torch. ``import nfkernels.ops``
+registers the ops with PyTorch by itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ._version import __version__
-from .ops import ScaleMap, affine_coupling, channel_mix, use_backend
 
-__all__ = ["ScaleMap", "__version__", "affine_coupling", "channel_mix", "models", "nn", "ops", "use_backend"]
+if TYPE_CHECKING:
+    from . import models, nn, ops, training
+    from .nn import load
+    from .ops import ScaleMap, affine_coupling, channel_mix, use_backend
+
+_MODULES = ("models", "nn", "ops", "training")
+_HOMES = {
+    "ScaleMap": "ops",
+    "affine_coupling": "ops",
+    "channel_mix": "ops",
+    "load": "nn",
+    "use_backend": "ops",
+}
+__all__ = [
+    "ScaleMap",
+    "__version__",
+    "affine_coupling",
+    "channel_mix",
+    "load",
+    "models",
+    "nn",
+    "ops",
+    "training",
+    "use_backend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _HOMES:
+        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import KeysView, ValuesView
+from types import GeneratorType
 from typing import Any, TypeVar
+
+from torch import nn
 
 _KEY = "_nfkernels_arguments"
 _CLASSES: dict[str, type] = {}
@@ -41,7 +45,8 @@ def register(cls: T | None = None, *, name: str | None = None) -> Any:
     taken = _CLASSES.get(name)
     if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(f"the name {name!r} is taken by {taken.__module__}.{taken.__qualname__}: give another name=")
-    if "__init__" in cls.__dict__ and not issubclass(cls, Recorded):
+    # A constructor that is inherited from a class of yours is looked at too: its arguments count as much.
+    if cls.__init__ is not nn.Module.__init__ and not hasattr(cls.__init__, _KEY):
         _record(cls)
     _CLASSES[name] = cls
     return cls
@@ -64,10 +69,28 @@ def _record(cls: type) -> None:
     @functools.wraps(init)
     def recording(self: Any, *args: Any, **kwargs: Any) -> None:
         if _KEY not in self.__dict__:
+            args, kwargs = [_listed(v) for v in args], {k: _listed(v) for k, v in kwargs.items()}
             bound = signature.bind(self, *args, **kwargs).arguments
             names = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
             # Past Module.__setattr__, which would register the modules among the arguments a second time.
-            self.__dict__[_KEY] = {names.get(kinds[k], k): v for k, v in list(bound.items())[1:]}
+            self.__dict__[_KEY] = {names.get(kinds[k], k): _copied(v) for k, v in list(bound.items())[1:]}
         init(self, *args, **kwargs)
 
+    setattr(recording, _KEY, True)
     cls.__init__ = recording  # type: ignore[misc]
+
+
+def _listed(value: Any) -> Any:
+    """A generator can be gone through once, by the constructor or by whoever remembers: both get a list."""
+    return list(value) if isinstance(value, GeneratorType | map) else value
+
+
+def _copied(value: Any) -> Any:
+    """Containers are copied, so that what the caller does to theirs later does not change what was given."""
+    if isinstance(value, list | range | KeysView | ValuesView):
+        return [_copied(v) for v in value]
+    if isinstance(value, tuple):
+        return tuple(_copied(v) for v in value)
+    if isinstance(value, dict):
+        return {k: _copied(v) for k, v in value.items()}
+    return value

@@ -1,20 +1,25 @@
 """A flow in one safetensors file: the weights, and in the metadata the constructor calls that make it again.
 
 The configuration is JSON. A module is ``{"module": name, "args": {...}, "id": n}``, the name from a table of known
-classes (:func:`register` adds to it); loading calls only those, with plain values. Nothing is unpickled.
+classes (:func:`register` adds to it); loading calls only those, with plain values. Nothing is unpickled. Saving makes
+the same calls and compares, so that a file which could not be loaded, or only as another flow, is never written.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from .._atomic import atomic_write
 from ..ops import ScaleMap
@@ -34,21 +39,29 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
     """Writes ``module`` (a flow, or any module of known classes) to ``path``: whole, or not at all.
 
     The file is written beside ``path``, flushed, and renamed over it, so a full disk or a crash leaves what was there.
-    Raises ``ValueError`` naming a class or argument that cannot be described, ``OSError`` if the disk refuses.
+    Raises ``ValueError`` naming a class or argument that cannot be described, or a part that was changed after it was
+    constructed; ``OSError`` if the disk refuses.
     """
+    content = to_file_bytes(module)
     with atomic_write(path) as temporary:
-        temporary.write_bytes(to_file_bytes(module))
+        temporary.write_bytes(content)
 
 
 def to_file_bytes(module: nn.Module, metadata: dict[str, str] | None = None) -> bytes:
     """The file's bytes; ``metadata`` (strings) joins the header."""
-    config, tensors = describe(module)
+    try:
+        config, tensors = describe(module)
+        text = json.dumps({"format": FORMAT, "config": config, "frozen": _frozen(module)})
+    except RecursionError:
+        raise ValueError(f"cannot save {type(module).__name__}: its parts are nested too deeply") from None
     for name, value in module.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"cannot save {type(module).__name__}: its state {name!r} is not a tensor")
         tensors[_STATE + name] = value
     # Cloned, since safetensors refuses tensors that share memory, and on the CPU.
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    header = {_META: json.dumps({"format": FORMAT, "config": config}), **(metadata or {})}
-    return to_bytes(tensors, header)
+    _check_rebuilt(module, json.loads(text)["config"], tensors)
+    return to_bytes(tensors, {_META: text, **(metadata or {})})
 
 
 def load(path: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Any:
@@ -60,6 +73,8 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
     name = os.fspath(path)
     if not os.path.exists(name):
         raise FileNotFoundError(2, "no such file", name)
+    if os.path.isdir(name):
+        raise CheckpointError(f"{name} is a folder, not a file that nfkernels wrote")
     try:
         with safe_open(name, framework="pt") as file:
             header = file.metadata() or {}
@@ -72,25 +87,140 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
         raise CheckpointError(f"{name} is not a whole safetensors file: {error}") from error
     try:
         content = json.loads(header[_META])
-        version, config = content["format"], content["config"]
+        version, config, frozen = content["format"], content["config"], content.get("frozen")
+    except RecursionError:
+        raise CheckpointError(f"{name} has a damaged configuration: it is nested too deeply") from None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{name} has a damaged configuration: {error}") from error
     if version != FORMAT:
         raise CheckpointError(f"{name} has format {version}, this nfkernels reads format {FORMAT}: update nfkernels")
     try:
-        # Building draws initial values that the file then replaces: the caller's random stream must not notice.
-        with torch.random.fork_rng(devices=[]):
+        with _quietly():
             module = build(config, tensors)
-        state = {key.removeprefix(_STATE): value for key, value in tensors.items() if key.startswith(_STATE)}
-        module.load_state_dict(state, assign=True)
+        _restore(module, tensors, frozen)
     except CheckpointError as error:
         raise CheckpointError(f"{name} {error}") from None
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except RecursionError:
+        raise CheckpointError(f"{name} has a damaged configuration: it is nested too deeply") from None
+    except Exception as error:  # whatever a constructor makes of arguments that it was never meant to get
         raise CheckpointError(f"{name} does not describe a flow that this program can build: {error}") from error
     return module.to(device).eval() if device is not None else module.eval()
 
 
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Building draws initial values that the file then replaces: the caller's random stream must not notice."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        yield
+
+
+def _restore(module: nn.Module, tensors: dict[str, Tensor], frozen: list[str] | None) -> None:
+    state = {key.removeprefix(_STATE): value for key, value in tensors.items() if key.startswith(_STATE)}
+    module.load_state_dict(state, assign=True)
+    if frozen is not None:  # absent from older files
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            parameter.requires_grad_(name not in frozen)
+
+
+def _frozen(module: nn.Module) -> list[str]:
+    return [name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad]
+
+
+# --- is it the same module? -------------------------------------------------------------------------------------------
+
+
+def _check_rebuilt(module: nn.Module, config: Any, tensors: dict[str, Tensor]) -> None:
+    """Raises ``ValueError`` unless the configuration makes a module like ``module``, which its state fits."""
+    who = f"cannot save {type(module).__name__}"
+    try:
+        with _quietly():
+            again = build(config, tensors)
+    except Exception as error:
+        raise ValueError(f"{who}: its constructors refuse the arguments they were given ({error})") from error
+    found = _difference(module, again)
+    if found:
+        raise ValueError(
+            f"{who}: {found}; a file holds the arguments of the constructors, so construct a flow with the parts it "
+            "is to have instead of changing them afterwards"
+        )
+    try:
+        _restore(again, tensors, None)
+    except Exception as error:
+        raise ValueError(f"{who}: its state does not fit what its constructors make ({error})") from error
+
+
+def _difference(module: nn.Module, again: nn.Module) -> str:
+    """What the constructors make otherwise than ``module`` is now, in words; empty if nothing."""
+    parts, made = (dict(m.named_modules(remove_duplicate=False)) for m in (module, again))
+    for name, part in parts.items():
+        if name not in made:
+            return f"{_called(name)} ({type(part).__name__}) was added after construction"
+        if is_parametrized(part) and not is_parametrized(made[name]):
+            return f"{_called(name)} got parametrizations after construction (remove_parametrizations makes it plain)"
+        now, then = (type_before_parametrizations(m) for m in (part, made[name]))
+        if now is not then:
+            return f"{_called(name)} is a {now.__name__}, but was constructed as a {then.__name__}"
+        changed = _changed(part, made[name])
+        if changed:
+            return (
+                f"{f'{changed!r} of its part {name!r}' if name else f'its {changed!r}'} was changed after construction"
+            )
+    for name, part in made.items():
+        if name not in parts:
+            return f"{_called(name)} ({type(part).__name__}) was taken out after construction"
+    state, expected = module.state_dict(), again.state_dict()
+    for name in [*state, *expected]:
+        if name not in expected:
+            return f"the tensor {name!r} was added after construction"
+        if name not in state:
+            return f"the tensor {name!r} was taken out after construction"
+        if state[name].shape != expected[name].shape:
+            shapes = f"{tuple(state[name].shape)}, but was constructed as {tuple(expected[name].shape)}"
+            return f"the tensor {name!r} has shape {shapes}"
+    return ""
+
+
+def _changed(part: nn.Module, made: nn.Module) -> str:
+    """The first plain value in which two modules of one class differ; parts and tensors are compared elsewhere."""
+    found, expected = _options(part), _options(made)
+    for key in {**found, **expected}:
+        values = [_json_value(options[key]) for options in (found, expected) if key in options]
+        if not all(map(_is_plain, values)):
+            continue
+        # By repr too, since NaN is not equal to itself; not by repr only, since a float may be numpy's.
+        if len(values) == 1 or (values[0] != values[1] and repr(values[0]) != repr(values[1])):
+            return key
+    return ""
+
+
+def _options(module: nn.Module) -> dict[str, Any]:
+    if type(module).__module__.partition(".")[0] == "nfkernels":
+        return {k: v for k, v in vars(module).items() if k[0] != "_" and k != "training"}
+    try:  # the attributes of somebody else's class may count calls
+        return _name_and_arguments(module, "")[1]
+    except ValueError:  # an unknown class, which the constructor of a known one made
+        return {}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str | ScaleMap)
+
+
+def _called(name: str) -> str:
+    return f"its part {name!r}" if name else "it"
+
+
 # --- to and from plain values -----------------------------------------------------------------------------------------
+
+
+def _json_value(value: Any) -> Any:
+    """numpy's numbers as Python's; anything else as it is."""
+    if not isinstance(value, Tensor) and hasattr(value, "item") and getattr(value, "shape", None) == ():
+        number = value.item()
+        return number if isinstance(number, bool | int | float | str) else value
+    return value
 
 
 def describe(module: nn.Module) -> tuple[Any, dict[str, Tensor]]:
@@ -99,10 +229,11 @@ def describe(module: nn.Module) -> tuple[Any, dict[str, Tensor]]:
     seen: dict[int, int] = {}
 
     def encode(value: Any, where: str) -> Any:
+        value = _json_value(value)
         if value is None or isinstance(value, bool | int | float | str):
             return value
         if isinstance(value, ScaleMap):
-            return {"scale_map": {**vars(value), "clamp": str(value.clamp)}}
+            return {"scale_map": {**dataclasses.asdict(value), "clamp": str(value.clamp)}}
         if isinstance(value, Tensor):
             name = f"{_CONFIG_TENSOR}{len(tensors)}"
             tensors[name] = value
@@ -151,7 +282,7 @@ def build(config: Any, tensors: dict[str, Tensor]) -> nn.Module:
         name = value["module"]
         given = {k: decode(v) for k, v in value["args"].items()}
         positional, named = given.pop("*", ()), given.pop("**", {})
-        maker = _TORCH[name][0] if name in _TORCH else registered().get(name)
+        maker = _MAKERS.get(name) or (_TORCH[name][0] if name in _TORCH else registered().get(name))
         if maker is None:
             raise CheckpointError(
                 f"is made of a class {name!r} that this program does not know: import the module that defines "
@@ -175,6 +306,11 @@ def _name_and_arguments(module: nn.Module, where: str) -> tuple[str, dict[str, A
         if registered_class is cls:
             given = arguments(module)
             return known, {} if given is None else given
+    if is_parametrized(module):
+        raise ValueError(
+            f"cannot save {where}: it got parametrizations after construction; make it plain with torch.nn.utils."
+            "parametrize.remove_parametrizations, or put them on in the constructor of a class of yours"
+        )
     kind = "a flow part of yours" if isinstance(module, Recorded) else "a module"
     raise ValueError(
         f"cannot save {where}: {cls.__module__}.{cls.__qualname__} is {kind} that nfkernels does not know; put "
@@ -193,18 +329,37 @@ def _with_bias(*names: str) -> Callable[[nn.Module], dict[str, Any]]:
     return lambda module: {**{name: getattr(module, name) for name in names}, "bias": module.bias is not None}
 
 
-def _children(module: nn.Module) -> dict[str, Any]:
-    return {"*": list(module.children())}
+def _norm(*names: str) -> Callable[[nn.Module], dict[str, Any]]:
+    """``bias`` is named only where it was refused: not every norm of every torch has that argument."""
+
+    def describe_arguments(module: nn.Module) -> dict[str, Any]:
+        no_bias = getattr(module, "weight", None) is not None and module.bias is None
+        return {**{name: getattr(module, name) for name in names}, **({"bias": False} if no_bias else {})}
+
+    return describe_arguments
 
 
-def _child_list(module: nn.Module) -> dict[str, Any]:
-    return {"modules": list(module.children())}
+# ``_modules`` and not ``children()``, which leaves out a module that stands in two places.
 
 
-def _layer_norm(module: nn.Module) -> dict[str, Any]:
-    return {**_attributes("eps", "elementwise_affine")(module), "normalized_shape": list(module.normalized_shape)}
+def _sequence(module: nn.Module) -> dict[str, Any]:
+    names = list(module._modules)
+    numbered = names == [str(i) for i in range(len(names))]
+    return {"*": list(module._modules.values()), **({} if numbered else {"names": names})}
 
 
+def _sequential(*modules: nn.Module, names: Sequence[str] | None = None) -> nn.Sequential:
+    return nn.Sequential(*modules) if names is None else nn.Sequential(OrderedDict(zip(names, modules, strict=True)))
+
+
+def _module_list(module: nn.Module) -> dict[str, Any]:
+    return {"modules": list(module._modules.values())}
+
+
+_EMBEDDING = (
+    "num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse",
+)  # fmt: skip
+_BATCH_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
 _CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 _TORCH: dict[str, tuple[type[nn.Module], Callable[[nn.Module], dict[str, Any]]]] = {
     f"torch.nn.{cls.__name__}": (cls, describe_arguments)
@@ -212,11 +367,11 @@ _TORCH: dict[str, tuple[type[nn.Module], Callable[[nn.Module], dict[str, Any]]]]
         (nn.Linear, _with_bias("in_features", "out_features")),
         (nn.Conv1d, _with_bias(*_CONV)),
         (nn.Conv2d, _with_bias(*_CONV)),
-        (nn.Embedding, _attributes("num_embeddings", "embedding_dim", "padding_idx")),
-        (nn.LayerNorm, _layer_norm),
-        (nn.GroupNorm, _attributes("num_groups", "num_channels", "eps", "affine")),
-        (nn.BatchNorm1d, _attributes("num_features", "eps", "momentum", "affine", "track_running_stats")),
-        (nn.BatchNorm2d, _attributes("num_features", "eps", "momentum", "affine", "track_running_stats")),
+        (nn.Embedding, _attributes(*_EMBEDDING)),
+        (nn.LayerNorm, _norm("normalized_shape", "eps", "elementwise_affine")),
+        (nn.GroupNorm, _norm("num_groups", "num_channels", "eps", "affine")),
+        (nn.BatchNorm1d, _norm(*_BATCH_NORM)),
+        (nn.BatchNorm2d, _norm(*_BATCH_NORM)),
         (nn.Dropout, _attributes("p", "inplace")),
         (nn.Dropout2d, _attributes("p", "inplace")),
         (nn.ReLU, _attributes("inplace")),
@@ -230,7 +385,8 @@ _TORCH: dict[str, tuple[type[nn.Module], Callable[[nn.Module], dict[str, Any]]]]
         (nn.Identity, _attributes()),
         (nn.Flatten, _attributes("start_dim", "end_dim")),
         (nn.Unflatten, lambda m: {"dim": m.dim, "unflattened_size": tuple(m.unflattened_size)}),
-        (nn.Sequential, _children),
-        (nn.ModuleList, _child_list),
+        (nn.Sequential, _sequence),
+        (nn.ModuleList, _module_list),
     )
 }
+_MAKERS: dict[str, Callable[..., nn.Module]] = {"torch.nn.Sequential": _sequential}

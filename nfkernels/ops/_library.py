@@ -14,6 +14,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -184,10 +185,16 @@ def load_cpu_module() -> None:
         else:
             module.register()
     if _state.cpu_missing is not None:
+        root = Path(__file__).parents[2]
+        if (root / "csrc").is_dir():
+            cure = (
+                f"This package is the source tree {root}: build it there with `pip install --no-build-isolation -e .`"
+            )
+        else:
+            cure = "Install it again where a C++17 compiler is present"
         warnings.warn(
-            f"{_state.cpu_missing}; CPU tensors use the plain PyTorch reference, which is several times slower. "
-            "Reinstall where a C++17 compiler is present (`pip install --no-build-isolation --force-reinstall "
-            "--no-deps nfkernels`, add -v to see the build).",
+            f"{_state.cpu_missing}; CPU tensors use the plain PyTorch reference, which is several times slower. {cure} "
+            "(NFKERNELS_CPU=1 makes a build that fails an error, -v shows it).",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -108,3 +110,165 @@ def test_a_flow_of_one_layer_and_an_inverse():
     assert report.ok
     assert len(report.layers) == 1
     assert N.Flow(N.Inverse(N.Chain(N.ActNorm(2))), N.StandardNormal(2)).check(torch.randn(3, 2)).ok
+
+
+class Step(N.Bijection):
+    """Doubles; every test breaks one thing."""
+
+    def forward(self, x, context=None, *, lengths=None):
+        return 2 * x, self.logdet(x)
+
+    def inverse(self, z, context=None, *, lengths=None):
+        return z / 2, -self.logdet(z)
+
+    def logdet(self, x):
+        return x.new_full((x.shape[0],), x.shape[1] * math.log(2))
+
+
+class CutGradient(Step):
+    def forward(self, x, context=None, *, lengths=None):
+        return 2 * x.detach(), self.logdet(x)
+
+
+class CutPart(Step):
+    def forward(self, x, context=None, *, lengths=None):
+        return 2 * torch.cat([x[:, :1].detach(), x[:, 1:]], 1), self.logdet(x)
+
+
+class ScalarLogdet(Step):
+    def logdet(self, x):
+        return super().logdet(x)[0]
+
+
+class ColumnLogdet(Step):
+    def logdet(self, x):
+        return super().logdet(x)[:, None]
+
+
+class DoubleLogdet(Step):
+    def logdet(self, x):
+        return super().logdet(x).to(torch.float64 if x.dtype == torch.float32 else torch.float32)
+
+
+class OnlyFirstSampleRight(Step):
+    def logdet(self, x):
+        return super().logdet(x) + (torch.arange(x.shape[0]) > 0)
+
+
+class DividesByZero(Step):
+    def inverse(self, z, context=None, *, lengths=None):
+        return 1 / 0
+
+
+class ReturnsNothing(Step):
+    def inverse(self, z, context=None, *, lengths=None):
+        return None
+
+
+class EmptyMessage(Step):
+    def inverse(self, z, context=None, *, lengths=None):
+        assert z is None
+
+
+class NaNOutput(Step):
+    def forward(self, x, context=None, *, lengths=None):
+        return x * float("nan"), self.logdet(x)
+
+
+class NaNInverse(Step):
+    def inverse(self, z, context=None, *, lengths=None):
+        return z * float("nan"), -self.logdet(z)
+
+
+class InverseBroadcasts(Step):
+    def inverse(self, z, context=None, *, lengths=None):
+        return z[:, None] / 2, -self.logdet(z)
+
+
+class Drops(Step):
+    def forward(self, x, context=None, *, lengths=None):
+        return x[:, :2], self.logdet(x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "problem"),
+    [
+        (CutGradient, "its Jacobian is singular"),
+        (CutPart, "its Jacobian is singular"),
+        (ScalarLogdet, "its log-determinant has shape (), which should be (5,)"),
+        (ColumnLogdet, "its log-determinant has shape (5, 1), which should be (5,)"),
+        (DoubleLogdet, "its log-determinant is torch.float64, which should be torch.float32"),
+        (OnlyFirstSampleRight, "its log-determinant is not that of its Jacobian (off by "),
+        (DividesByZero, "raised: ZeroDivisionError: division by zero"),
+        (ReturnsNothing, "raised: TypeError: "),
+        (EmptyMessage, "raised: AssertionError"),
+        (NaNOutput, "its output is not finite"),
+        (NaNInverse, "its inverse is not finite"),
+        (InverseBroadcasts, "its inverse returns shape (5, 1, 3) where its data had (5, 3)"),
+        (Drops, "its output has shape (5, 2): not as many numbers as its input, (5, 3)"),
+    ],
+)
+def test_what_a_broken_layer_may_do(layer, problem):
+    report = N.Flow(N.Chain(N.ActNorm(3), layer(), N.ActNorm(3)), N.StandardNormal(3)).check(torch.randn(5, 3))
+    assert [report.faults[0].name, report.faults[0].kind] == ["layers.1", layer.__name__]
+    assert report.faults[0].problem.startswith(problem), report.faults[0].problem
+    assert report.layers[0].ok
+
+
+def singular(parametrization):
+    layer = N.InvertibleConv1x1(3, parametrization)
+    with torch.no_grad():
+        getattr(layer, "weight" if parametrization == "full" else "log_s").fill_(
+            {"full": 0, "plu": -200}[parametrization]
+        )
+    return layer
+
+
+class RaisesForward(Step):
+    def forward(self, x, context=None, *, lengths=None):
+        return {}[0]
+
+
+@pytest.mark.parametrize("layer", [singular("full"), singular("plu"), RaisesForward()])
+def test_a_layer_that_no_data_comes_through_is_named(layer):
+    chain = N.Chain(N.ActNorm(3), N.Chain(N.ActNorm(3), layer), N.ActNorm(3), N.ActNorm(3))
+    report = N.Flow(chain, N.StandardNormal(3)).check(torch.randn(5, 3))
+    assert [row.name for row in report.layers] == ["layers.0", "layers.1.layers.0", "layers.1.layers.1"]
+    assert [row.ok for row in report.layers] == [True, True, False]
+    assert report.faults[0].problem.startswith("raised: ")
+    assert str(report).endswith("not reached: layers.2, layers.3")
+
+
+def test_what_raises_between_the_layers_is_told_and_bad_data_is_raised():
+    class Adds(N.Chain):
+        def forward(self, x, context=None, *, lengths=None):
+            z, logdet = super().forward(x, context, lengths=lengths)
+            return z + torch.zeros(2), logdet
+
+    flow = N.Flow(Adds(N.ActNorm(3), N.ActNorm(3)), N.StandardNormal(3))
+    report = flow.check(torch.randn(5, 3))
+    assert [row.name for row in report.faults] == ["(whole)"]
+    assert "must match the size" in report.faults[0].problem
+    with pytest.raises(ValueError, match="NaN or infinite in sample 0"):
+        flow.check(torch.full((2, 3), float("nan")))
+
+
+def test_every_use_of_a_shared_layer_is_checked():
+    shared = N.ActNorm(3)
+    report = N.Flow(N.Chain(shared, Step(), shared), N.StandardNormal(3)).check(torch.randn(5, 3))
+    assert [row.name for row in report.layers] == ["layers.0", "layers.1", "layers.2"]
+    assert report.ok
+
+
+def test_sequences_with_lengths():
+    class Padded(N.Flow):
+        def forward(self, x, context=None):
+            return self.bijection(x, context, lengths=torch.tensor([4, 2, 6]))
+
+    x = torch.randn(3, 2, 6) * (torch.arange(6) < torch.tensor([4, 2, 6])[:, None])[:, None]
+    bijection = N.Chain(N.ActNorm(2), N.Squeeze(2), N.InvertibleConv1x1(4))
+    with torch.no_grad():
+        bijection[0].log_scale.fill_(0.3)
+    report = Padded(bijection, N.StandardNormal((4, 3))).check(x)
+    assert report.ok, str(report)
+    assert report.whole.logdet_jacobian < 1e-9

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import math
 import os
 import pickle
 import struct
+from collections import OrderedDict
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 from nfkernels import ScaleMap, models
 from nfkernels import nn as N
+from nfkernels.nn.serialize import _TORCH
 
 
 def small_flow():
@@ -89,6 +93,231 @@ def test_shared_modules_stay_shared(tmp_path):
     N.save(chain, tmp_path / "chain")
     loaded = N.load(tmp_path / "chain")
     assert loaded[0].conditioner is loaded[1].conditioner
+
+
+def test_one_module_in_two_places_of_a_sequence(tmp_path):
+    act, square = torch.nn.ReLU(), torch.nn.Linear(3, 3)
+    network = torch.nn.Sequential(torch.nn.Linear(3, 3), act, square, act, square, act)
+    N.save(network, tmp_path / "n")
+    loaded, x = N.load(tmp_path / "n"), torch.randn(5, 3)
+    assert torch.equal(loaded(x), network(x))
+    assert len(loaded) == 6
+    assert loaded[1] is loaded[3] is loaded[5]
+    assert loaded[2] is loaded[4]
+    N.save(torch.nn.ModuleList([act, square, act]), tmp_path / "n")
+    assert len(N.load(tmp_path / "n")) == 3
+
+
+def test_names_in_a_sequence(tmp_path):
+    act = torch.nn.Tanh()
+    network = torch.nn.Sequential(
+        OrderedDict(first=torch.nn.Linear(2, 2), act=act, last=torch.nn.Linear(2, 2), end=act)
+    )
+    N.save(network, tmp_path / "n")
+    loaded, x = N.load(tmp_path / "n"), torch.randn(5, 2)
+    assert torch.equal(loaded(x), network(x))
+    assert [name for name, _ in loaded.named_children()] == ["first", "act", "last"]
+    assert loaded.end is loaded.act
+
+
+# What no default is, by argument; None where the class must be constructed in a way of its own.
+OTHER = {
+    "bias": False, "padding": 1, "stride": 2, "dilation": 2, "groups": 2, "padding_mode": "reflect", "padding_idx": 1,
+    "max_norm": 0.1, "norm_type": 1.0, "scale_grad_by_freq": True, "sparse": True, "eps": 0.5, "momentum": 0.3,
+    "elementwise_affine": False, "affine": False, "track_running_stats": False, "p": 0.1, "inplace": True,
+    "negative_slope": 0.3, "alpha": 0.5, "approximate": "tanh", "beta": 2.0, "threshold": 3.0, "start_dim": 2,
+    "end_dim": 2,
+}  # fmt: skip
+SIZES = {
+    "in_features": 4, "out_features": 4, "in_channels": 4, "out_channels": 4, "kernel_size": 3, "num_embeddings": 4,
+    "embedding_dim": 4, "normalized_shape": (4,), "num_groups": 2, "num_channels": 4, "num_features": 4, "dim": 1,
+    "unflattened_size": (2, 2),
+}  # fmt: skip
+NOT_OPTIONS = {"device", "dtype", "_weight", "_freeze", "args", "kwargs", "modules"}
+
+
+@pytest.mark.parametrize("name", list(_TORCH))
+def test_every_option_of_torchs_modules_comes_back(tmp_path, name):
+    cls = _TORCH[name][0]
+    names = [n for n in inspect.signature(cls).parameters if n not in NOT_OPTIONS]
+    sizes = {n: SIZES[n] for n in names if n in SIZES}
+    for option in (n for n in names if n not in SIZES):
+        module = cls(**sizes, **{option: OTHER[option]})
+        N.save(module, tmp_path / "m")
+        loaded = N.load(tmp_path / "m")
+        assert [k for k, v in vars(module).items() if repr(v) != repr(vars(loaded)[k]) and k not in STATE] == [], option
+        assert module.state_dict().keys() == loaded.state_dict().keys(), option
+
+
+STATE = {"training", "_parameters", "_buffers"}
+
+
+def test_options_that_change_a_result(tmp_path):
+    table = torch.nn.Embedding(3, 4, max_norm=0.1, norm_type=1.0)
+    N.save(table, tmp_path / "m")
+    x = torch.tensor([0, 2])
+    assert torch.equal(N.load(tmp_path / "m")(x), table(x))
+    network = torch.nn.Sequential(torch.nn.LayerNorm(4, bias=False), torch.nn.LayerNorm((2, 4), 0.1, bias=False))
+    N.save(network, tmp_path / "m")
+    assert torch.equal(N.load(tmp_path / "m")(x.new_ones(2, 2, 4).float()), network(x.new_ones(2, 2, 4).float()))
+
+
+def changed_flow(change):
+    flow = N.Flow(N.Chain(N.ActNorm(2), N.AffineCoupling(N.MLP(1, 4, 2))), N.StandardNormal(2))
+    change(flow)
+    return flow
+
+
+def set_scale_map(flow):
+    flow.bijection[1].scale_map = ScaleMap.realnvp(2.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.bijection.layers.append(N.ActNorm(2)), r"its part 'bijection.layers.2' \(ActNorm\) was added"),
+        (lambda f: f.bijection.layers.append(N.Squeeze(1)), r"its part 'bijection.layers.2' \(Squeeze\) was added"),
+        (lambda f: f.bijection.layers.pop(1), r"its part 'bijection.layers.1' \(AffineCoupling\) was taken out"),
+        (
+            lambda f: setattr(f, "base", N.DiagonalNormal(2)),
+            "its part 'base' is a DiagonalNormal, but was constructed as",
+        ),
+        (lambda f: setattr(f, "base", N.Uniform(2)), "its part 'base' is a Uniform, but was constructed as"),
+        (lambda f: setattr(f, "embed", torch.nn.Identity()), "its 'embed' was changed after construction"),
+        (set_scale_map, "'scale_map' of its part 'bijection.layers.1' was changed"),
+        (
+            lambda f: torch.nn.utils.parametrizations.weight_norm(f.bijection[1].conditioner.first),
+            "its part 'bijection.layers.1.conditioner.first' got parametrizations",
+        ),
+        (
+            lambda f: setattr(f.bijection[1].conditioner, "first", torch.nn.Linear(1, 4, bias=False)),
+            "'bias' of its part 'bijection.layers.1.conditioner.first' was changed",
+        ),
+        (
+            lambda f: setattr(f.bijection[0], "bias", torch.nn.Parameter(torch.zeros(1))),
+            r"the tensor 'bijection.layers.0.bias' has shape \(1,\), but was constructed as \(2,\)",
+        ),
+        (
+            lambda f: f.bijection[0].register_buffer("more", torch.ones(1)),
+            "the tensor 'bijection.layers.0.more' was added",
+        ),
+        (
+            lambda f: f.bijection[0]._buffers.pop("initialized"),
+            "the tensor 'bijection.layers.0.initialized' was taken out",
+        ),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, change, message):
+    path = tmp_path / "flow"
+    path.write_bytes(b"before")
+    with pytest.raises(ValueError, match="cannot save Flow: " + message) as found:
+        changed_flow(change).save(path)
+    assert "construct a flow with the parts it is to have" in str(found.value)
+    assert path.read_bytes() == b"before"
+
+
+def test_parametrizations_in_a_sequence_and_in_a_constructor(tmp_path):
+    plain = torch.nn.Sequential(torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match=r"cannot save Sequential.\*\[0\]: it got parametrizations after construction"):
+        N.save(plain, tmp_path / "no")
+
+    @N.register(name="tests.Normed")
+    class Normed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 2))
+
+    layer, x = Normed(), torch.randn(3, 2)
+    N.save(layer, tmp_path / "n")
+    assert torch.equal(N.load(tmp_path / "n").layer(x), layer.layer(x))
+
+
+def test_constructors_that_refuse_their_own_arguments_now(tmp_path):
+    @N.register(name="tests.Once")
+    class Once(torch.nn.Module):
+        made = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            Once.made += 1
+            if Once.made > 1:
+                raise RuntimeError("only once")
+
+    with pytest.raises(ValueError, match=r"cannot save Once: its constructors refuse .* \(only once\)"):
+        N.save(Once(), tmp_path / "no")
+
+
+def test_what_is_done_to_an_argument_later_does_not_count(tmp_path):
+    layers = [N.ActNorm(2)]
+    chain = N.Chain(layers)
+    layers.append(N.ActNorm(2))
+    N.save(chain, tmp_path / "c")
+    assert len(N.load(tmp_path / "c")) == 1
+    shape = [[4, 1, 1]]
+    levels = N.MultiScale([N.Squeeze(2)], shape)
+    shape[0][0] = 8
+    N.save(levels, tmp_path / "c")
+    assert N.load(tmp_path / "c").shapes == [(4, 1, 1)]
+
+
+def test_generators_and_views_as_arguments(tmp_path):
+    for layers in ((N.ActNorm(2) for _ in range(3)), {i: N.ActNorm(2) for i in range(3)}.values()):
+        N.save(N.Chain(layers), tmp_path / "c")
+        assert len(N.load(tmp_path / "c")) == 3
+
+
+def test_numpys_numbers_and_sizes(tmp_path):
+    chain = N.Chain(N.ActNorm(np.int64(2)), N.Standardize(np.float32(0.5), np.float64(2.0)))
+    flow = N.Flow(chain, N.Uniform(torch.Size([2]), np.float64(-1.0), 2 * np.float32(1)))
+    flow.save(tmp_path / "f")
+    loaded = N.load(tmp_path / "f")
+    assert (loaded.bijection[0].channels, loaded.base.shape) == (2, torch.Size([2]))
+    assert (loaded.base.low, loaded.base.high) == (-1.0, 2.0)
+    N.save(N.MultiScale([N.Squeeze(2)], [torch.Size((4, 1, 1))]), tmp_path / "f")
+    assert N.load(tmp_path / "f").shapes == [(4, 1, 1)]
+
+
+def test_frozen_parameters_stay_frozen(tmp_path):
+    flow = small_flow()
+    flow.bijection[0].bias.requires_grad_(False)
+    flow.save(tmp_path / "f")
+    loaded = N.load(tmp_path / "f")
+    expected = {name: name != "bijection.layers.0.bias" for name, _ in flow.named_parameters()}
+    assert {name: p.requires_grad for name, p in loaded.named_parameters()} == expected
+
+
+def test_saving_draws_no_random_numbers(tmp_path):
+    flow, state = small_flow(), torch.random.get_rng_state()
+    flow.save(tmp_path / "f")
+    N.load(tmp_path / "f")
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_inherited_constructors_of_ones_own(tmp_path):
+    class Parent(torch.nn.Module):
+        def __init__(self, by: float = 0.0) -> None:
+            super().__init__()
+            self.by = by
+
+    child = N.register(type("Child", (Parent,), {}), name="tests.Child")
+    N.save(child(0.5), tmp_path / "c")
+    assert N.load(tmp_path / "c").by == 0.5
+
+
+def test_nesting_and_folders(tmp_path):
+    with pytest.raises(N.CheckpointError, match="is a folder, not a file that nfkernels wrote"):
+        N.load(tmp_path)
+    for depth in (300, 5000, 200_000):
+        for deep in ('{"dict": {"a": ' * depth + "1" + "}}" * depth, "[" * depth + "]" * depth):
+            text = f'{{"format": 1, "config": {{"module": "Squeeze", "id": 0, "args": {{"factor": {deep}}}}}}}'
+            safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "deep", metadata={"nfkernels": text})
+            with pytest.raises(N.CheckpointError):
+                N.load(tmp_path / "deep")
+    module = torch.nn.Identity()
+    for _ in range(2000):
+        module = torch.nn.Sequential(module)
+    with pytest.raises(ValueError, match="cannot save Sequential: its parts are nested too deeply"):
+        N.save(module, tmp_path / "no")
 
 
 def test_a_copy_saves_itself(tmp_path):

@@ -52,7 +52,7 @@ def test_without_the_module_the_reference_serves_and_says_so_once():
 import warnings
 with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")
-    import nfkernels, torch
+    import nfkernels.ops, torch
     y, logdet = nfkernels.affine_coupling(torch.ones(2, 4), torch.zeros(2, 4), identity="first")
     y, logdet = nfkernels.affine_coupling(torch.ones(2, 4), torch.zeros(2, 4), identity="first")
 assert len([w for w in told if "several times slower" in str(w.message)]) == 1, told
@@ -77,7 +77,7 @@ def test_a_module_built_for_other_schemas_is_refused():
         fake = types.ModuleType("nfkernels._C")
         fake.schema_version, fake.register = 999, lambda: 1 / 0
         sys.modules["nfkernels._C"] = fake
-        import nfkernels
+        import nfkernels.ops
         print(nfkernels.ops._library.serving("_channel_mix_forward", "cpu"))
         """
     )
@@ -158,7 +158,7 @@ def test_import_is_quick():
     code = """
         import time, torch
         t = time.perf_counter()
-        import nfkernels
+        import nfkernels.models
         print(time.perf_counter() - t)
     """
     best = min(float(python(code).stdout) for _ in range(3))
@@ -167,7 +167,24 @@ def test_import_is_quick():
 
 def test_import_brings_nothing_heavy():
     """torch itself brings tqdm along where it is installed; that is not ours to count."""
-    code = "import sys, torch; before = set(sys.modules); import nfkernels; print(*(set(sys.modules) - before))"
+    code = "import sys, torch; before = set(sys.modules); import nfkernels.models; print(*(set(sys.modules) - before))"
     brought = {name.split(".")[0] for name in python(code).stdout.split()}
     assert "nfkernels" in brought
     assert not brought & {"triton", "sklearn", "matplotlib", "PIL", "tqdm", "scipy", "pytest"}
+
+
+def test_the_package_itself_brings_no_torch():
+    """What makes `nfkernels --help` answer at once, and Ctrl-C in the first second harmless."""
+    done = python("import sys, nfkernels, nfkernels.cli; print('torch' in sys.modules); nfkernels.affine_coupling")
+    assert done.stdout.strip() == "False", done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_is_there():
+    import nfkernels
+
+    for name in nfkernels.__all__:
+        assert getattr(nfkernels, name) is not None
+    assert set(nfkernels.__all__) <= set(dir(nfkernels))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        nfkernels.nonsense  # noqa: B018
