@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.bases import StandardNormal
-from ..nn.bijection import Bijection, Chain
+from ..nn.bijection import Bijection, Chain, reads_values
 from ..nn.config import Recorded
 from ..nn.conv_net import Dropout
 from ..nn.glow_steps import GlowSteps
 from ..nn.image_flow import ImageFlow
-from ..nn.invertible_conv import reads_values
 from ..nn.multi_scale import MultiScale
 from ..nn.split_prior import DiagonalPrior, SplitPrior
 from ..nn.squeeze import Squeeze
@@ -92,10 +91,10 @@ class Glow(ImageFlow):
         """The latents of every level, finest first, each ``[B, c, h, w]`` (views of ``z [B, D]``)."""
         return self.bijection[1].split(z)
 
-    def _embed(self, context, like):
+    def _matched(self, context, like):
         if self.classes is None and context is not None:
             raise ValueError("this Glow was built without classes: it takes no context")
-        return super()._embed(context, like)
+        return super()._matched(context, like)
 
 
 class ClassEmbedding(Recorded, nn.Module):

@@ -8,15 +8,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..ops._library import under_transform
 from ..reference.affine_coupling import compute_dtype
-from .bijection import Bijection, check_channels, per_channel, positions, valid_mask
+from .bijection import Bijection, check_channels, describe_non_finite, per_channel, positions, valid_mask
 
 
 class StartsFromData(Bijection):
     """A bijection with a data-dependent start: its flag is a buffer (saved, moved), mirrored by a Python bool.
 
     Only the mirror is read on the hot path, so no forward waits for the device. The first forward in training mode
-    calls :meth:`start`; evaluation before that uses the parameters as they are.
+    calls :meth:`start`; evaluation before that uses the parameters as they are. A batch with NaN or infinite values is
+    refused with a ``ValueError`` and starts nothing (while traced by a compiler no values are looked at).
     """
 
     initialized: Tensor
@@ -61,12 +63,14 @@ class ActNorm(StartsFromData):
     """``y = exp(log_scale) * x + bias`` per channel of ``x [B, C, *spatial]``; logdet ``P * sum(log_scale)``.
 
     The first batch in training mode (or :meth:`initialize`) sets ``log_scale`` and ``bias`` so that every channel of
-    that batch comes out with mean 0 and variance 1. A (nearly) constant channel is only shifted: its standard
-    deviation is taken as at least 1e-4 of the largest channel's. Under ``torch.distributed`` the statistics are those
-    of the batches of all ranks together, so replicas start equal.
+    that batch comes out with mean 0 and variance 1. A (nearly) constant channel is only shifted, with scale 1: one
+    whose standard deviation is at most 1e-4 of the largest channel's, or is lost in the rounding of its mean. Under
+    ``torch.distributed`` the statistics are those of the batches of all ranks together, so replicas start equal.
 
     Cost: one pass over x. Reference: Kingma & Dhariwal 2018 (Glow), section 3.1.
     """
+
+    uses_context = False
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -94,7 +98,7 @@ class ActNorm(StartsFromData):
         return total.expand(x.shape[0])
 
     def start(self, x, context, lengths):
-        log_scale, bias = whitening(x, valid_mask(x, lengths))
+        log_scale, bias = whitening(x, valid_mask(x, lengths), layer="ActNorm")
         self.log_scale.copy_(log_scale)
         self.bias.copy_(bias)
 
@@ -113,8 +117,11 @@ def _sum_over_ranks(v: Tensor) -> Tensor:
     return v
 
 
-def whitening(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """``(log_scale, bias)``, each ``[C]``, that bring every channel of x (of all ranks' x) to mean 0 and variance 1."""
+def whitening(x: Tensor, mask: Tensor | None = None, *, layer: str) -> tuple[Tensor, Tensor]:
+    """``(log_scale, bias)``, each ``[C]``, that bring every channel of x (of all ranks' x) to mean 0 and variance 1.
+
+    Raises ``ValueError`` on every rank if any rank's x is not finite.
+    """
     dtype = compute_dtype(x)
     x = x.to(dtype)
     axes = [0, *range(2, x.dim())]
@@ -128,7 +135,20 @@ def whitening(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     centred = x - mean.reshape(-1, *[1] * (x.dim() - 2))
     if mask is not None:
         centred = torch.where(mask, centred, 0.0)
-    std = (_sum_over_ranks(centred.square().sum(axes)) / count).sqrt()
-    largest = std.max()
-    std = torch.where(largest > 0, std.clamp(min=1e-4 * largest), torch.ones_like(std))
+    # What the sum's rounding left in the mean is taken out again: a constant channel shows variance 0.
+    squares, left = (_sum_over_ranks(torch.stack([centred.square().sum(axes), centred.sum(axes)])) / count).unbind(0)
+    mean, std = mean + left, (squares - left.square()).clamp(min=0).sqrt()
+    _check_start(x, std, layer)
+    floor = torch.maximum(1e-4 * std.max(), 2 * torch.finfo(dtype).eps * mean.abs())
+    std = torch.where(std > floor, std, 1.0)
     return -std.log(), -mean / std
+
+
+def _check_start(x: Tensor, std: Tensor, layer: str) -> None:
+    """Waits for the device, once per start. ``std`` is that of all ranks, so all of them raise or none does."""
+    if torch.compiler.is_compiling() or under_transform() or bool(torch.isfinite(std).all()):
+        return
+    found = describe_non_finite(x)
+    if found is None:
+        found = "its variance overflows" if world_size() == 1 else "another rank's part is not finite"
+    raise ValueError(f"{layer} cannot start from this batch: {found}")

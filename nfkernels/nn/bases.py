@@ -9,13 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from ..reference.affine_coupling import compute_dtype
+from .bijection import positions, valid_mask
 from .config import Recorded
 
 _LOG_2PI = math.log(2 * math.pi)
 
 
 class Base(Recorded, nn.Module):
-    """A distribution over ``[*shape]``: ``log_prob(z, context=None) -> [B]`` and ``sample(n, ...) -> [n, *shape]``."""
+    """A distribution over ``[*shape]``: ``log_prob(z, context=None) -> [B]`` and ``sample(n, ...) -> [n, *shape]``.
+
+    Given ``lengths [B]``, ``log_prob`` counts the valid positions of the last axis only, and z may have fewer positions
+    than ``shape`` (a batch of short sequences).
+    """
 
     def __init__(self, shape: Sequence[int] | int) -> None:
         super().__init__()
@@ -23,15 +28,20 @@ class Base(Recorded, nn.Module):
         # Knows the device and the dtype that samples are made in, wherever the flow is moved or loaded.
         self.register_buffer("like", torch.zeros(()))
 
-    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_prob(self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
         raise NotImplementedError
 
     def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         raise NotImplementedError
 
-    def _check(self, z: Tensor) -> None:
-        if z.shape[1:] != self.shape:
+    def _mask(self, z: Tensor, lengths: Tensor | None) -> Tensor | None:
+        """Checks the shape; where z is valid, bool ``[B, 1, T]``, None without lengths."""
+        fits = z.shape[1:] == self.shape
+        if lengths is not None and len(self.shape) == 2 and z.dim() == 3:
+            fits = z.shape[1] == self.shape[0] and z.shape[2] <= self.shape[1]
+        if not fits:
             raise ValueError(f"this base is over {tuple(self.shape)}, got a tensor of shape {tuple(z.shape)}")
+        return valid_mask(z, lengths)
 
     def extra_repr(self) -> str:
         return str(tuple(self.shape))
@@ -45,10 +55,13 @@ def _check_temperature(temperature: float) -> None:
 class StandardNormal(Base):
     """N(0, I) over ``shape``. Temperature scales the standard deviation: 0 gives the mode."""
 
-    def log_prob(self, z, context=None):
-        self._check(z)
-        z = z.to(compute_dtype(z)).flatten(1)
-        return z.square().sum(1).mul(-0.5) - 0.5 * _LOG_2PI * z.shape[1]
+    def log_prob(self, z, context=None, *, lengths=None):
+        mask = self._mask(z, lengths)
+        z = z.to(compute_dtype(z))
+        if mask is not None:
+            z = torch.where(mask, z, 0.0)
+        count = z.shape[1:].numel() if mask is None else z.shape[1] * positions(z, lengths)
+        return z.square().flatten(1).sum(1).mul(-0.5) - 0.5 * _LOG_2PI * count
 
     def sample(self, n, generator=None, temperature=1.0):
         _check_temperature(temperature)
@@ -64,13 +77,18 @@ class DiagonalNormal(Base):
         self.loc = nn.Parameter(torch.zeros(self.shape))
         self.log_scale = nn.Parameter(torch.zeros(self.shape))
 
-    def log_prob(self, z, context=None):
-        self._check(z)
+    def log_prob(self, z, context=None, *, lengths=None):
+        mask = self._mask(z, lengths)
         dtype = compute_dtype(z)
-        log_scale = self.log_scale.to(dtype)
-        eps = (z.to(dtype) - self.loc.to(dtype)) * torch.exp(-log_scale)
-        constant = log_scale.sum() + 0.5 * _LOG_2PI * self.shape.numel()
-        return eps.square().flatten(1).sum(1).mul(-0.5) - constant
+        loc, log_scale = self.loc.to(dtype), self.log_scale.to(dtype)
+        if mask is None:
+            eps = (z.to(dtype) - loc) * torch.exp(-log_scale)
+            constant = log_scale.sum() + 0.5 * _LOG_2PI * self.shape.numel()
+            return eps.square().flatten(1).sum(1).mul(-0.5) - constant
+        loc, log_scale = loc[:, : z.shape[2]], log_scale[:, : z.shape[2]]
+        eps = (z.to(dtype) - loc) * torch.exp(-log_scale)
+        each = -0.5 * eps.square() - log_scale - 0.5 * _LOG_2PI
+        return torch.where(mask, each, 0.0).flatten(1).sum(1)
 
     def sample(self, n, generator=None, temperature=1.0):
         _check_temperature(temperature)
@@ -87,12 +105,13 @@ class Uniform(Base):
             raise ValueError(f"Uniform needs low < high, got {low} and {high}")
         self.low, self.high = float(low), float(high)
 
-    def log_prob(self, z, context=None):
-        self._check(z)
-        z = z.flatten(1)
-        inside = ((z >= self.low) & (z < self.high)).all(1)
-        density = torch.full_like(z[:, :0].sum(1, dtype=compute_dtype(z)), -math.log(self.high - self.low) * z.shape[1])
-        return torch.where(inside, density, -math.inf)
+    def log_prob(self, z, context=None, *, lengths=None):
+        mask = self._mask(z, lengths)
+        inside = (z >= self.low) & (z < self.high)
+        count = z.new_full(z.shape[:1], z.shape[1:].numel(), dtype=compute_dtype(z))
+        if mask is not None:
+            inside, count = inside | ~mask, z.shape[1] * positions(z, lengths)
+        return torch.where(inside.flatten(1).all(1), -math.log(self.high - self.low) * count, -math.inf)
 
     def sample(self, n, generator=None, temperature=1.0):
         if temperature != 1:

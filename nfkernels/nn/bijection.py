@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from ..ops._library import under_transform
 from ..reference.affine_coupling import compute_dtype
 from .config import Recorded
 
@@ -19,6 +20,14 @@ class Bijection(Recorded, nn.Module):
     ``lengths`` (int64 ``[B]``) says how many positions of the last axis of ``x [B, C, T]`` are valid: the others are
     zero on both sides and count nothing.
     """
+
+    @property
+    def uses_context(self) -> bool:
+        """Whether a context changes anything: a :class:`Flow` with no such layer refuses one.
+
+        A layer of one's own is taken to use it unless it says otherwise.
+        """
+        return True
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
@@ -90,6 +99,10 @@ class Chain(Bijection):
             lengths = layer.lengths_after(lengths)
         return x
 
+    @property
+    def uses_context(self):
+        return any(layer.uses_context for layer in self.layers)
+
     def lengths_after(self, lengths):
         for layer in self.layers:
             lengths = layer.lengths_after(lengths)
@@ -111,7 +124,12 @@ class Chain(Bijection):
 
 
 class Inverse(Bijection):
-    """A bijection with its directions swapped; it shares the parameters of the one it is made of."""
+    """A bijection with its directions swapped; it shares the parameters of the one it is made of.
+
+    What starts from data (ActNorm) starts in its own forward, which an Inverse runs on latents: inside one it keeps
+    the parameters it has, in training too, and :meth:`initialize` raises ``ValueError`` if it has not started yet.
+    Initialize the layer itself, ``inverse.inv.initialize(...)``, from what its forward takes.
+    """
 
     def __init__(self, bijection: Bijection) -> None:
         super().__init__()
@@ -122,6 +140,20 @@ class Inverse(Bijection):
 
     def inverse(self, z, context=None, *, lengths=None):
         return self.bijection(z, context, lengths=lengths)
+
+    @torch.no_grad()
+    def initialize(self, x, context=None, *, lengths=None):
+        for module in self.bijection.modules():
+            if getattr(module, "_started", True) is False and not bool(module.initialized):
+                raise ValueError(
+                    f"{type(module).__name__} inside an Inverse cannot start from data that meets its output: "
+                    "initialize it alone, by inverse.inv.initialize(...), from what its own forward takes"
+                )
+        return self(x, context, lengths=lengths)[0]
+
+    @property
+    def uses_context(self):
+        return self.bijection.uses_context
 
     def lengths_after(self, lengths):
         return self.bijection.lengths_before(lengths)
@@ -137,30 +169,71 @@ class Inverse(Bijection):
 # --- shared by the layers ---------------------------------------------------------------------------------------------
 
 
+def reads_values(x: Tensor) -> bool:
+    """Whether looking at values is free here: CPU, and neither traced nor transformed."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not under_transform()
+
+
 def zero_logdet(x: Tensor) -> Tensor:
     return x.new_zeros(x.shape[0], dtype=compute_dtype(x))
 
 
+def check_floating(x: Tensor, layer: str) -> None:
+    """Whole numbers would come back rounded to whole numbers."""
+    if not x.is_floating_point():
+        raise ValueError(f"{layer} takes floating point data, got {x.dtype}: convert it first, for example by .float()")
+
+
 def check_channels(x: Tensor, channels: int, layer: str, *, least: int = 2) -> None:
-    """One sentence for a wrong rank or channel count."""
+    """One sentence for a wrong type, rank or channel count."""
+    check_floating(x, layer)
     if x.dim() < least or x.shape[1] != channels:
         raise ValueError(f"{layer} was built for {channels} channels on axis 1, got a tensor of shape {tuple(x.shape)}")
+
+
+def describe_non_finite(x: Tensor) -> str | None:
+    """Counts and names what is NaN or infinite in ``x [B, ...]``, in one sentence; None if nothing is. Reads values."""
+    finite = torch.isfinite(x)
+    if bool(finite.all()):
+        return None
+    per_sample = (~finite).reshape(x.shape[0], -1).sum(1)
+    bad = per_sample.nonzero()[:, 0].tolist()
+    first = bad[0]
+    more = f" (and some in {len(bad) - 1} more samples)" if len(bad) > 1 else ""
+    count = int(per_sample[first])
+    verb = "is" if count == 1 else "are"
+    return f"{count} of {x[0].numel()} values {verb} NaN or infinite in sample {first}{more}"
+
+
+def check_lengths(x: Tensor, lengths: Tensor) -> None:
+    """``lengths [B]``, whole numbers from 0 to T (values looked at on the CPU only), for ``x [B, C, T]``."""
+    if x.dim() != 3 or lengths.shape != (x.shape[0],):
+        raise ValueError(
+            f"lengths [B] go with data [B, C, T]: got lengths {tuple(lengths.shape)} and data {tuple(x.shape)}"
+        )
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise ValueError(f"lengths must be integers [B], got {lengths.dtype}")
+    if reads_values(lengths) and lengths.numel():
+        low, high = int(lengths.min()), int(lengths.max())
+        if low < 0 or high > x.shape[2]:
+            wrong = low if low < 0 else high
+            raise ValueError(f"lengths must be from 0 to {x.shape[2]} for data {tuple(x.shape)}, got {wrong}")
 
 
 def valid_mask(x: Tensor, lengths: Tensor | None) -> Tensor | None:
     """bool ``[B, 1, T]``, True at valid positions; None without lengths."""
     if lengths is None:
         return None
-    if x.dim() != 3 or lengths.shape != (x.shape[0],):
-        raise ValueError(
-            f"lengths [B] go with data [B, C, T]: got lengths {tuple(lengths.shape)} and data {tuple(x.shape)}"
-        )
+    check_lengths(x, lengths)
     return (torch.arange(x.shape[2], device=x.device) < lengths[:, None])[:, None]
 
 
 def positions(x: Tensor, lengths: Tensor | None) -> int | Tensor:
     """How many positions each sample has: a number, or ``[B]`` in the log-determinant's type."""
-    return x.shape[2:].numel() if lengths is None else lengths.to(compute_dtype(x))
+    if lengths is None:
+        return x.shape[2:].numel()
+    check_lengths(x, lengths)
+    return lengths.to(compute_dtype(x))
 
 
 def per_channel(v: Tensor, x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from .conv_net import (
     conv_net,
     fold_log_scale,
     network_dtype,
+    refuse_context,
 )
 
 
@@ -63,7 +64,7 @@ class ConvConditioner(Recorded, nn.Module):
         if dims not in (1, 2):
             raise ValueError(f"ConvConditioner works in 1 or 2 dimensions, got dims={dims}")
         self.in_channels, self.out_channels, self.context_channels = in_channels, out_channels, context_channels
-        self.dropout, self.dropout_of = dropout, dropout_of
+        self.dropout, self.dropout_of, self.kernels = dropout, dropout_of, (kernel, last_kernel)
         conv = nn.Conv2d if dims == 2 else nn.Conv1d
         self.first = conv(in_channels, hidden, kernel, padding=kernel // 2)
         self.middle = conv(hidden, hidden, 1)
@@ -79,7 +80,9 @@ class ConvConditioner(Recorded, nn.Module):
         dtype = network_dtype(self.first.weight)
         matrices = mask is None and by_matrices(x, dtype)
         extra = None
-        if self.context is not None:
+        if self.context is None:
+            refuse_context(context, "ConvConditioner")
+        else:
             context = check_context(context, self.context_channels, "ConvConditioner")
             weight = self.context.weight.to(dtype)
             if context.dim() == 2:
@@ -90,7 +93,7 @@ class ConvConditioner(Recorded, nn.Module):
         layers = (self.first.weight, self.first.bias, self.middle.weight, self.middle.bias, *last)
         rate = self.dropout if self.training else 0.0
         weights = arrange([v.to(dtype) for v in layers], matrices)
-        return conv_net(x, weights, extra, mask, rate, self.dropout_of, matrices)
+        return conv_net(x, weights, extra, mask, rate, self.dropout_of, matrices, self.kernels)
 
 
 class MLP(Recorded, nn.Module):
@@ -125,7 +128,9 @@ class MLP(Recorded, nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         x = x.to(network_dtype(self.first.weight))
         h = self.first(x)
-        if self.context is not None:
+        if self.context is None:
+            refuse_context(context, "MLP")
+        else:
             h = h + self.context(check_context(context, self.context_channels, "MLP").to(x.dtype))
         h = F.relu(h)
         for layer in self.hidden:

@@ -38,6 +38,21 @@ def check_context(context: Tensor | None, channels: int, who: str) -> Tensor:
     return context
 
 
+def refuse_context(context: Tensor | None, who: str) -> None:
+    if context is not None:
+        raise ValueError(f"this {who} was built with context_channels=0: it takes no context")
+
+
+def check_precision(params: Tensor, x: Tensor, layer: str) -> Tensor:
+    """A float64 network would be cut down to the data's precision after the work."""
+    if params.dtype == torch.float64 and x.dtype != torch.float64:
+        raise ValueError(
+            f"the network of this {layer} gives float64 but the data is {str(x.dtype).removeprefix('torch.')}: "
+            "give float64 data, or make the network narrower, for example by .float()"
+        )
+    return params
+
+
 def network_dtype(weight: Tensor) -> torch.dtype:
     """What a network computes in: the autocast type inside autocast, else its weights' own; float64 stays."""
     device = weight.device.type
@@ -87,17 +102,21 @@ def conv_net(
     dropout: float,
     dropout_of: Dropout,
     matrices: bool,
+    kernels: tuple[int, int],
 ) -> Tensor:
-    """The three convolutions in the (arranged) weights' dtype and layout; ``extra [B, hidden, ..]`` joins the first."""
+    """The three convolutions in the (arranged) weights' dtype and layout; ``extra [B, hidden, ..]`` joins the first.
+
+    ``kernels`` are the sides of the first and the last one.
+    """
     if matrices:
-        return _by_matrices(x, weights, extra, dropout, dropout_of)
+        return _by_matrices(x, weights, extra, dropout, dropout_of, kernels)
     w1, b1, w2, b2, w3, b3 = weights
     conv = F.conv2d if w1.dim() == 4 else F.conv1d
     if x.dim() == 4 and x.dtype != w1.dtype and w1.is_contiguous(memory_format=torch.channels_last):
         x = x.to(dtype=w1.dtype, memory_format=torch.channels_last)  # cast and reordered in one pass
     else:
         x = x.to(w1.dtype)
-    h = conv(x, w1, b1, padding=w1.shape[-1] // 2)
+    h = conv(x, w1, b1, padding=kernels[0] // 2)
     if extra is not None:
         h = h + extra.reshape(*extra.shape, *[1] * (h.dim() - extra.dim()))
     h = F.relu_(h)
@@ -110,16 +129,21 @@ def conv_net(
         h = F.dropout(h, dropout)
     elif dropout:
         h = h * _channel_mask(h, h.shape[:2], dropout).reshape(*h.shape[:2], *[1] * (h.dim() - 2))
-    return conv(h, w3, b3, padding=w3.shape[-1] // 2)
+    return conv(h, w3, b3, padding=kernels[1] // 2)
 
 
 def _by_matrices(
-    x: Tensor, weights: Sequence[Tensor], extra: Tensor | None, dropout: float, dropout_of: Dropout
+    x: Tensor,
+    weights: Sequence[Tensor],
+    extra: Tensor | None,
+    dropout: float,
+    dropout_of: Dropout,
+    kernels: tuple[int, int],
 ) -> Tensor:
     """The same on ``[channels, B * pixels]``: three matrix products, between im2col and col2im."""
     w1, b1, w2, b2, w3, b3 = weights
     batch, channels, size, pixels = x.shape[0], x.shape[1], x.shape[2:], x.shape[2] * x.shape[3]
-    side = math.isqrt(w1.shape[1] // channels)
+    side, last_side = kernels
     columns = x.to(w1.dtype)
     if side > 1:  # unfold and fold loop over samples but not over channels: the batch goes in as channels
         columns = F.unfold(columns.reshape(1, batch * channels, *size), side, padding=side // 2)
@@ -134,10 +158,9 @@ def _by_matrices(
     elif dropout:
         keep = _channel_mask(h, (h.shape[0], batch, 1), dropout)
         h = (h.view(-1, batch, pixels) * keep).view(-1, batch * pixels)
-    side = math.isqrt(w3.shape[1])
     h = torch.addmm(b3.reshape(-1, 1), w3.flatten(0, 1), h).view(-1, batch, pixels).transpose(0, 1)
-    if side > 1:
-        h = F.fold(h.reshape(1, -1, pixels), size, side, padding=side // 2)
+    if last_side > 1:
+        h = F.fold(h.reshape(1, -1, pixels), size, last_side, padding=last_side // 2)
     return h.reshape(batch, -1, *size)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from ..ops import ScaleMap, affine_coupling
 from ..ops.affine_coupling import IdentityName, LayoutName, OrderName, _choice
 from ..reference.affine_coupling import Identity, Layout, Order, compute_dtype
-from .bijection import Bijection, valid_mask
+from .bijection import Bijection, check_floating, valid_mask
 from .config import Recorded
+from .conv_net import check_precision
 
 
 class AffineCoupling(Bijection):
@@ -19,9 +21,10 @@ class AffineCoupling(Bijection):
 
     Args:
         conditioner: module ``(x_identity, context) -> params``, or of x_identity alone; x_identity is the half that
-            passes through, ``[B, C - Ct, *spatial]``, params ``[B, 2 Ct, *spatial]`` (Ct for ``"additive"``). It runs
-            in the caller's autocast precision, the coupling itself in float32. One that sets ``takes_mask`` is called
-            with ``mask=`` where lengths are given.
+            passes through, ``[B, C - Ct, *spatial]``, params ``[B, 2 Ct, *spatial]`` (Ct for ``"additive"``). The
+            context goes to a parameter named ``context``, or to a second one without a default. It runs in the
+            caller's autocast precision, the coupling itself in float32. One that sets ``takes_mask`` is called with
+            ``mask=`` where lengths are given.
         scale_map, order, layout: see :func:`nfkernels.affine_coupling`.
         identity: ``"first"``: the leading ``C - C // 2`` channels pass through; ``"second"``: the trailing ``C // 2``.
             The two between them transform every channel.
@@ -51,12 +54,18 @@ class AffineCoupling(Bijection):
         self.order, self.layout, self.identity = order, layout, identity
         self.gain = None
         if learned_gain is not False:
+            if not self.scale_map.has_scale:
+                raise ValueError("learned_gain scales the scale map's gain, and the additive map has no scale")
             count = learned_gain
             if learned_gain is True:
                 if not hasattr(conditioner, "out_channels"):
                     raise ValueError("learned_gain=True needs conditioner.out_channels: give the number of channels")
                 count = conditioner.out_channels // 2
             self.gain = nn.Parameter(torch.ones(int(count)))
+
+    @property
+    def uses_context(self):
+        return self._with_context is not None
 
     def forward(self, x, context=None, *, lengths=None):
         return self._run(x, context, lengths, False)
@@ -65,12 +74,14 @@ class AffineCoupling(Bijection):
         return self._run(z, context, lengths, True)
 
     def _run(self, x: Tensor, context: Tensor | None, lengths: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        check_floating(x, "AffineCoupling")
         if x.dim() < 2 or x.shape[1] < 2:
             raise ValueError(f"a coupling needs data [B, C, *spatial] of at least 2 channels, got {tuple(x.shape)}")
         split = x.shape[1] - x.shape[1] // 2
         kept = x.narrow(1, 0, split) if self.identity == "first" else x.narrow(1, split, x.shape[1] - split)
         mask = valid_mask(x, lengths)
         params = call_conditioner(self.conditioner, kept, context, mask, self._with_context)
+        check_precision(params, x, "AffineCoupling")
         return affine_coupling(
             x, params, scale_map=self.scale_map, order=self.order, layout=self.layout, identity=self.identity,
             inverse=inverse, mask=mask, gain=None if self.gain is None else self.gain.to(compute_dtype(x)),
@@ -80,22 +91,34 @@ class AffineCoupling(Bijection):
         return f"scale_map={self.scale_map}, order={self.order!r}, layout={self.layout!r}, identity={self.identity!r}"
 
 
-def takes_context(conditioner: nn.Module) -> bool:
-    """Whether a conditioner has a second argument: an ``nn.Sequential`` has none, and is given x alone."""
-    kinds = [p.kind for p in inspect.signature(conditioner.forward).parameters.values()]
-    return len([k for k in kinds if k <= inspect.Parameter.POSITIONAL_OR_KEYWORD]) > 1 or (
-        inspect.Parameter.VAR_POSITIONAL in kinds
-    )
+def takes_context(conditioner: nn.Module) -> Literal["positional", "keyword"] | None:
+    """How a conditioner takes the context: an ``nn.Sequential`` does not, nor one built with ``context_channels=0``.
+
+    Whatever else has a default (``scale=2.0``) is not the context's place.
+    """
+    if getattr(conditioner, "context_channels", None) == 0:
+        return None
+    inner = getattr(conditioner, "_orig_mod", conditioner)  # torch.compile wraps it in a forward of (*args, **kwargs)
+    parameters = inspect.signature(inner.forward).parameters.values()
+    by_position = [p for p in parameters if p.kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    if len(by_position) > 1 and (by_position[1].name == "context" or by_position[1].default is inspect.Parameter.empty):
+        return "positional"
+    named = [p for p in parameters if p.name == "context" and p.kind != inspect.Parameter.POSITIONAL_ONLY]
+    return "keyword" if named else None
 
 
 def call_conditioner(
-    conditioner: nn.Module, x: Tensor, context: Tensor | None, mask: Tensor | None, with_context: bool = True
+    conditioner: nn.Module,
+    x: Tensor,
+    context: Tensor | None,
+    mask: Tensor | None,
+    how: Literal["positional", "keyword"] | None,
 ) -> Tensor:
-    if not with_context:
-        return conditioner(x)
+    args = (x, context) if how == "positional" else (x,)
+    options = {"context": context} if how == "keyword" else {}
     if mask is not None and getattr(conditioner, "takes_mask", False):
-        return conditioner(x, context, mask=mask)
-    return conditioner(x, context)
+        options["mask"] = mask
+    return conditioner(*args, **options)
 
 
 class AffineTransform(Recorded, nn.Module):
@@ -169,6 +192,10 @@ class Coupling(Bijection):
         else:
             self.register_buffer("mask", mask.clone())
 
+    @property
+    def uses_context(self):
+        return self._with_context is not None
+
     def forward(self, x, context=None, *, lengths=None):
         return self._run(self.transform, x, context, lengths)
 
@@ -176,12 +203,14 @@ class Coupling(Bijection):
         return self._run(self.transform.inverse, z, context, lengths)
 
     def _run(self, transform, x: Tensor, context: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        check_floating(x, "Coupling")
         valid = valid_mask(x, lengths)
         if self.by_channel:
             if x.dim() < 2 or x.shape[1] != self.channel_map.shape[0]:
                 raise ValueError(f"mask chooses among {self.channel_map.shape[0]} channels, got data {tuple(x.shape)}")
             kept = x.index_select(1, self.kept)
             params = call_conditioner(self.conditioner, kept, context, valid, self._with_context)
+            check_precision(params, x, "Coupling")
             return transform(x, params, mask=valid, channel_map=self.channel_map)
         fits = x.dim() == self.mask.dim() + 1
         fits = fits and all(m in (1, n) for m, n in zip(self.mask.shape, x.shape[1:], strict=True))
@@ -189,5 +218,6 @@ class Coupling(Bijection):
             raise ValueError(f"mask {tuple(self.mask.shape)} does not fit data of shape {tuple(x.shape)}")
         kept = torch.where(self.mask, 0.0, x)
         params = call_conditioner(self.conditioner, kept, context, valid, self._with_context)
+        check_precision(params, x, "Coupling")
         mask = self.mask[None]
         return transform(x, params, mask=mask if valid is None else mask & valid, channel_map=None)

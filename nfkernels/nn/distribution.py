@@ -36,12 +36,18 @@ class FlowDistribution(Distribution):
         context = self.context[:1] if batched else self.context
         with torch.no_grad():
             z = self.flow.base.sample(0)  # knows dtype and device, and leaves the random stream alone
-            z = z.new_zeros(1, *z.shape[1:])
+            z = z.new_zeros(len(context) if batched else 1, *z.shape[1:])
             return self.flow.bijection.inverse(z, self.flow._embed(context, z))[0].shape[1:]
 
     @property
     def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.real, len(self.event_shape))
+
+    def expand(self, batch_shape, _instance=None):
+        raise NotImplementedError(
+            "a flow's distribution does not expand: its batch shape is that of its context, so give "
+            "flow.to_distribution a context of the batch you need"
+        )
 
     def rsample(self, sample_shape=torch.Size()) -> Tensor:  # noqa: B008
         shape = torch.Size(sample_shape)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .bases import Base
-from .bijection import Bijection
+from .bijection import Bijection, describe_non_finite, reads_values, valid_mask
 from .config import Recorded
-from .invertible_conv import reads_values
 
 if TYPE_CHECKING:
     from .check import CheckReport
@@ -32,35 +31,75 @@ class Flow(Recorded, nn.Module):
     ``[n, *event]``, with a context ``[B, ...]`` ``[n, B, *event]`` (torch's order), with a context of no axis (one
     label) ``[n, *event]`` again. ``batch_size`` computes in chunks, with equal results. In training mode the first
     batch through the flow sets what starts from data (see :meth:`initialize`).
+
+    ``lengths`` (integers ``[B]``) are the valid positions of sequences ``x [B, C, T]``, those of the data in every
+    method: what lies beyond is taken as zero, changes nothing and counts nothing. With them T may be below the base's.
+
+    Raises ``ValueError`` for a context that no layer uses, or that has another number of entries than there are
+    samples.
     """
 
     def __init__(self, bijection: Bijection, base: Base, *, embed: nn.Module | None = None) -> None:
         super().__init__()
         self.bijection, self.base, self.embed = bijection, base, embed
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """``(z, logdet)``, data -> latent. Nothing is looked at on the host: this is what to compile or capture."""
-        return self.bijection(x, self._embed(context, x))
+        context = self._embed(context, x)
+        if lengths is None:
+            return self.bijection(x, context)
+        return self.bijection(_without_padding(x, lengths), context, lengths=lengths)
 
     # --- density ---
 
-    def log_prob(self, x: Tensor, context: Tensor | None = None, *, batch_size: int | None = None) -> Tensor:
+    def log_prob(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
         """``log p(x | context) [B]`` in nats. Raises ``ValueError`` for non-finite data (on the CPU only)."""
+        x = x if lengths is None else _without_padding(x, lengths)
         self._check_data(x)
-        return _chunked(self._log_prob, batch_size, x, context)
+        return _chunked(self._log_prob, batch_size, x, self._matched(context, x), lengths)
 
-    def nll(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def nll(self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
         """The training loss: the batch's mean of ``-log p(x)`` in nats, a scalar."""
-        return -self._log_prob(x, context).mean()
+        return -self._log_prob(x, context, lengths).mean()
 
-    def encode(self, x: Tensor, context: Tensor | None = None, *, batch_size: int | None = None) -> Tensor:
+    def encode(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
         """The latent of x, with gradients."""
+        x = x if lengths is None else _without_padding(x, lengths)
         self._check_data(x)
-        return _chunked(lambda x, c: self(x, c)[0], batch_size, x, context)
+        return _chunked(lambda *a: self._run(*a)[0], batch_size, x, self._matched(context, x), lengths)
 
-    def decode(self, z: Tensor, context: Tensor | None = None, *, batch_size: int | None = None) -> Tensor:
+    def decode(
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
         """The data of a latent, with gradients: the inverse of :meth:`encode`."""
-        return _chunked(lambda z, c: self.bijection.inverse(z, self._embed(c, z))[0], batch_size, z, context)
+        lengths = self.bijection.lengths_after(lengths)
+
+        def inverse(z: Tensor, context: Tensor | None, lengths: Tensor | None) -> Tensor:
+            z = z if lengths is None else _without_padding(z, lengths)
+            return self.bijection.inverse(z, self._embed(context, z), lengths=lengths)[0]
+
+        return _chunked(inverse, batch_size, z, self._matched(context, z), lengths)
 
     # --- samples ---
 
@@ -125,10 +164,11 @@ class Flow(Recorded, nn.Module):
     # --- state ---
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+    def initialize(self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None) -> None:
         """Sets what starts from data (ActNorm) from this batch, now; in training mode the first forward does it."""
+        x = x if lengths is None else _without_padding(x, lengths)
         self._check_data(x)
-        self.bijection.initialize(x, self._embed(context, x))
+        self.bijection.initialize(x, self._embed(context, x), lengths=lengths)
 
     def check(self, x: Tensor, context: Tensor | None = None) -> CheckReport:
         """Round trip, log-determinant and conditioning of every layer on real data: print what it returns."""
@@ -154,16 +194,33 @@ class Flow(Recorded, nn.Module):
 
     # --- inside ---
 
-    def _embed(self, context: Tensor | None, like: Tensor) -> Tensor | None:
-        if context is not None and not isinstance(context, Tensor):
+    def _matched(self, context: Tensor | None, like: Tensor) -> Tensor | None:
+        """The context as a tensor of one entry per sample."""
+        if context is None:
+            return None
+        if not self.bijection.uses_context:
+            raise ValueError("no layer of this flow uses a context: build its layers for one, or leave it out")
+        if not isinstance(context, Tensor):
             context = torch.as_tensor(context, device=like.device)
-        if context is not None and context.dim() == 0:
-            context = context.expand(like.shape[0])
+        if context.dim() == 0:
+            return context.expand(like.shape[0])
+        if context.shape[0] != like.shape[0]:
+            raise ValueError(f"a context has one entry per sample, got {context.shape[0]} for {like.shape[0]} samples")
+        return context
+
+    def _embed(self, context: Tensor | None, like: Tensor) -> Tensor | None:
+        context = self._matched(context, like)
         return context if self.embed is None else self.embed(context)
 
-    def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
-        z, logdet = self(x, context)
-        return self.base.log_prob(z) + logdet
+    def _run(self, x: Tensor, context: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        # A flow derived from this one may have a forward without lengths.
+        return self(x, context) if lengths is None else self(x, context, lengths=lengths)
+
+    def _log_prob(self, x: Tensor, context: Tensor | None, lengths: Tensor | None = None) -> Tensor:
+        z, logdet = self._run(x, context, lengths)
+        if lengths is None:
+            return self.base.log_prob(z) + logdet
+        return self.base.log_prob(z, lengths=self.bijection.lengths_after(lengths)) + logdet
 
     def _check_data(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -203,32 +260,28 @@ class Flow(Recorded, nn.Module):
         return next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0)).device
 
 
-def _chunked(function: Callable[..., Any], batch_size: int | None, x: Tensor, context: Tensor | None) -> Any:
-    """``function(x, context)`` over chunks of the first axis; a tensor or a tuple of tensors, put together again."""
+def _without_padding(x: Tensor, lengths: Tensor) -> Tensor:
+    mask = valid_mask(x, lengths)
+    return x if mask is None else torch.where(mask, x, 0.0)
+
+
+def _chunked(function: Callable[..., Any], batch_size: int | None, x: Tensor, *others: Tensor | None) -> Any:
+    """``function(x, *others)`` over chunks of the first axis; a tensor or a tuple of tensors, put together again."""
     if batch_size is None or x.shape[0] <= batch_size:
-        return function(x, context)
+        return function(x, *others)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    parts = [function(*piece) for piece in _pieces(x, context, batch_size)]
+    pieces = (
+        [None if v is None else v[i : i + batch_size] for v in (x, *others)] for i in range(0, x.shape[0], batch_size)
+    )
+    parts = [function(*piece) for piece in pieces]
     if isinstance(parts[0], tuple):
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
     return torch.cat(parts)
 
 
-def _pieces(x: Tensor, context: Tensor | None, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    whole = not isinstance(context, Tensor) or context.dim() == 0
-    for i in range(0, x.shape[0], size):
-        yield x[i : i + size], context if whole else context[i : i + size]
-
-
 def check_finite(x: Tensor) -> None:
     """Counts and names what is NaN or infinite, on the CPU only: elsewhere it would wait for the device."""
-    if not reads_values(x) or bool(torch.isfinite(x).all()):
-        return
-    per_sample = (~torch.isfinite(x)).reshape(x.shape[0], -1).sum(1)
-    bad = per_sample.nonzero()[:, 0].tolist()
-    first = bad[0]
-    more = f" (and some in {len(bad) - 1} more samples)" if len(bad) > 1 else ""
-    count = int(per_sample[first])
-    verb = "is" if count == 1 else "are"
-    raise ValueError(f"{count} of {x[0].numel()} values {verb} NaN or infinite in sample {first}{more}")
+    found = describe_non_finite(x) if reads_values(x) else None
+    if found is not None:
+        raise ValueError(found)

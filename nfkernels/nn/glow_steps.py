@@ -19,6 +19,7 @@ from .conv_net import (
     by_matrices,
     check_context,
     check_network,
+    check_precision,
     conv_net,
     fold_log_scale,
     network_dtype,
@@ -70,6 +71,7 @@ class GlowSteps(StartsFromData):
         _choice(Order, order, "order")
         self.channels, self.steps, self.hidden, self.context_channels = channels, steps, hidden, context_channels
         self.dropout, self.dropout_of, self.order = dropout, dropout_of, order
+        self.kernels = (kernel, last_kernel)
         self.scale_map = ScaleMap.parse(scale_map)
         self.split = channels - channels // 2
         out = (2 if self.scale_map.has_scale else 1) * (channels // 2)
@@ -92,6 +94,10 @@ class GlowSteps(StartsFromData):
         self.context_weight = nn.Parameter(torch.zeros(steps * hidden, context_channels)) if context_channels else None
         uniform_init(self.weight1, self.bias1)
         uniform_init(self.weight2, self.bias2)
+
+    @property
+    def uses_context(self):
+        return self.context_channels > 0
 
     def forward(self, x, context=None, *, lengths=None):
         check_channels(x, self.channels, "GlowSteps", least=4)
@@ -127,13 +133,16 @@ class GlowSteps(StartsFromData):
         check_channels(x, self.channels, "GlowSteps", least=4)
         dtype = compute_dtype(x)
         matrices = self._matrices()
+        found = []
         for k, network in enumerate(self._networks(x, context)):
-            log_scale, bias = whitening(x)
-            self.log_scale[k].copy_(log_scale)
-            self.bias[k].copy_(bias)
+            log_scale, bias = whitening(x, layer="GlowSteps")
+            found.append((log_scale, bias))
             weight = matrices[k].to(dtype)
             x = channel_mix(x, weight * torch.exp(log_scale), weight @ bias)
             x, _ = self._couple(x, network, None, False)
+        # At the end, so that data which is refused half-way leaves nothing behind.
+        self.log_scale.copy_(torch.stack([log_scale for log_scale, _ in found]))
+        self.bias.copy_(torch.stack([bias for _, bias in found]))
 
     def _matrices(self) -> Tensor:
         """All K mixing matrices, ActNorm not yet in them, ``[K, C, C]``."""
@@ -147,7 +156,10 @@ class GlowSteps(StartsFromData):
     def _couple(self, x: Tensor, network: tuple, logdet: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         *weights, extra, matrices = network
         rate = self.dropout if self.training else 0.0
-        params = conv_net(x.narrow(1, 0, self.split), weights, extra, None, rate, self.dropout_of, matrices)
+        params = conv_net(
+            x.narrow(1, 0, self.split), weights, extra, None, rate, self.dropout_of, matrices, self.kernels
+        )
+        check_precision(params, x, "GlowSteps")
         return affine_coupling(
             x, params, scale_map=self.scale_map, order=self.order, identity="first", inverse=inverse, logdet=logdet
         )

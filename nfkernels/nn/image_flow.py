@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .bases import Base
-from .bijection import Bijection
+from .bijection import Bijection, reads_values
 from .flow import Flow, _chunked
-from .invertible_conv import reads_values
 
 
 class ImageFlow(Flow):
@@ -50,9 +49,11 @@ class ImageFlow(Flow):
         return super().forward(x, context)
 
     def dequantize(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """``(image + u) / grey_levels``, u uniform in ``[0, 1)``: uint8 in, float32 in ``[0, 1)`` out."""
-        if images.dtype != torch.uint8:
-            raise ValueError(f"images must be uint8, got {images.dtype}")
+        """``(image + u) / grey_levels``, u uniform in ``[0, 1)``: uint8 in, float32 in ``[0, 1)`` out.
+
+        Raises ``ValueError`` for other types, and for values that are no grey levels (on the CPU only).
+        """
+        self._check_levels(images)
         u = torch.rand(images.shape, generator=generator, device=images.device)
         # 255 + u may round to 256 in float32, and x = 1 is outside.
         return u.add_(images).mul_(1 / self.grey_levels).clamp_(max=1 - 2**-24)
@@ -82,13 +83,10 @@ class ImageFlow(Flow):
             raise ValueError(f"bits_per_dim takes uint8 images, got {images.dtype}: for x in [0, 1) there is log_prob")
         if draws < 1:
             raise ValueError(f"draws must be at least 1, got {draws}")
-        if reads_values(images) and images.numel() and int(images.max()) >= self.grey_levels:
-            found = int(images.max())
-            raise ValueError(f"an image has the value {found}, but this flow has {self.grey_levels} grey levels")
         total: Tensor | None = None
         for _ in range(draws):
             x = self.dequantize(images, generator=generator)
-            bits = self._bits(_chunked(self._log_prob, batch_size, x, context))
+            bits = self._bits(_chunked(self._log_prob, batch_size, x, self._matched(context, x)))
             total = bits if total is None else total + bits
         assert total is not None
         return total / draws
@@ -108,6 +106,7 @@ class ImageFlow(Flow):
         """The latent of images (at the middle of their grey levels, so that :meth:`decode` gives them back) or of x."""
         self._check_shape(x)
         if not x.is_floating_point():
+            self._check_levels(x)
             x = (x.float() + 0.5) / self.grey_levels
         return super().encode(x, context, batch_size=batch_size)
 
@@ -140,6 +139,14 @@ class ImageFlow(Flow):
         if x.shape[1:] != self.event_shape:
             wanted = ", ".join(map(str, self.event_shape))
             raise ValueError(f"this flow takes images [B, {wanted}], got a tensor of shape {tuple(x.shape)}")
+
+    def _check_levels(self, images: Tensor) -> None:
+        if images.dtype != torch.uint8:
+            raise ValueError(f"images must be uint8, got {images.dtype}")
+        if self.grey_levels < 256 and reads_values(images) and images.numel():
+            found = int(images.max())
+            if found >= self.grey_levels:
+                raise ValueError(f"an image has the value {found}, but this flow has {self.grey_levels} grey levels")
 
     def _check_data(self, x: Tensor) -> None:
         self._check_shape(x)

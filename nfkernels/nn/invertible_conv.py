@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import channel_mix
-from ..ops._library import under_transform
 from ..reference.affine_coupling import compute_dtype
-from .bijection import Bijection, check_channels, positions
+from .bijection import Bijection, check_channels, positions, reads_values
 
 
 class InvertibleConv1x1(Bijection):
@@ -27,6 +26,8 @@ class InvertibleConv1x1(Bijection):
     The small matrix work is done in float64 where the device has it (never in TF32), the mixing in float32. Cost:
     O(C^2) per position and O(C^3) once. Reference: Kingma & Dhariwal 2018 (Glow), section 3.2, eq. 10-11.
     """
+
+    uses_context = False
 
     def __init__(self, channels: int, parametrization: Literal["plu", "full"] = "plu") -> None:
         super().__init__()
@@ -83,11 +84,6 @@ class InvertibleConv1x1(Bijection):
 def exact_dtype(w: Tensor) -> torch.dtype:
     """float64 where the device has it: no TF32, and an inverse that matches its matrix to float32's last digit."""
     return torch.float32 if w.device.type == "mps" else torch.float64
-
-
-def reads_values(x: Tensor) -> bool:
-    """Whether looking at values is free here: CPU, and neither traced nor transformed."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not under_transform()
 
 
 def no_autocast(device_type: str) -> contextlib.AbstractContextManager:

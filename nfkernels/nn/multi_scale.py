@@ -61,6 +61,10 @@ class MultiScale(Bijection):
             x = x.narrow(1, 0, kept)
         return torch.cat(leaving, 1)
 
+    @property
+    def uses_context(self):
+        return any(level.uses_context for level in self.levels)
+
     def split(self, z: Tensor) -> list[Tensor]:
         """The latents of every level, each ``[B, c, *spatial]`` (views of ``z [B, D]``)."""
         if z.dim() != 2 or z.shape[1] != sum(self.sizes):

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from ..ops import ScaleMap, affine_coupling
 from ..reference.affine_coupling import compute_dtype
 from .bijection import Bijection, check_channels, positions, valid_mask
-from .conv_net import check_context, check_network, fold_log_scale, network_dtype
-from .coupling import call_conditioner
+from .conv_net import check_context, check_network, check_precision, fold_log_scale, network_dtype
 from .invertible_conv import no_autocast
 
 _EXP = ScaleMap.exp()
@@ -35,6 +34,10 @@ class SplitPrior(Bijection):
             channels - channels // 2, 2 * (channels // 2), context_channels=context_channels, kernel=kernel
         )
 
+    @property
+    def uses_context(self):
+        return self.conditioner.context is not None
+
     def forward(self, x, context=None, *, lengths=None):
         return self._run(x, context, lengths, True)
 
@@ -44,7 +47,8 @@ class SplitPrior(Bijection):
     def _run(self, x, context, lengths, inverse):
         check_channels(x, self.channels, "SplitPrior", least=3)
         mask = valid_mask(x, lengths)
-        params = call_conditioner(self.conditioner, x.narrow(1, 0, self.channels - self.channels // 2), context, mask)
+        params = self.conditioner(x.narrow(1, 0, self.channels - self.channels // 2), context)
+        check_precision(params, x, "SplitPrior")
         return affine_coupling(x, params, scale_map=_EXP, identity="first", inverse=inverse, mask=mask)
 
 
@@ -87,6 +91,10 @@ class DiagonalPrior(Bijection):
         self.loc = nn.Parameter(torch.zeros(channels))
         self.log_scale = nn.Parameter(torch.zeros(channels))
         self.context = nn.Parameter(torch.zeros(2 * channels, context_channels)) if context_channels else None
+
+    @property
+    def uses_context(self):
+        return self.context is not None
 
     def forward(self, x, context=None, *, lengths=None):
         loc, log_scale, mask = self._prior(x, context, lengths)

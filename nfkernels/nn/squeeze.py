@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .bijection import Bijection, refuse_lengths, zero_logdet
-from .invertible_conv import reads_values
+from .bijection import Bijection, check_floating, check_lengths, reads_values, refuse_lengths, zero_logdet
 
 
 class Squeeze(Bijection):
@@ -15,6 +14,8 @@ class Squeeze(Bijection):
     Reference: Dinh et al. 2017 (RealNVP), section 3.6.
     """
 
+    uses_context = False
+
     def __init__(self, factor: int = 2) -> None:
         super().__init__()
         if factor < 1:
@@ -23,6 +24,7 @@ class Squeeze(Bijection):
 
     def forward(self, x, context=None, *, lengths=None):
         f = self.factor
+        check_floating(x, "Squeeze")
         if x.dim() not in (3, 4):
             raise ValueError(f"Squeeze takes [B, C, T] or [B, C, H, W], got a tensor of shape {tuple(x.shape)}")
         if any(n % f for n in x.shape[2:]):
@@ -31,12 +33,15 @@ class Squeeze(Bijection):
         if x.dim() == 4:
             refuse_lengths(lengths, "Squeeze of images")
             return _unshuffle(x, f), zero_logdet(x)
-        self.lengths_after(lengths)
+        if lengths is not None:
+            check_lengths(x, lengths)
+            self.lengths_after(lengths)
         b, c, t = x.shape
         return x.reshape(b, c, t // f, f).transpose(2, 3).reshape(b, c * f, t // f), zero_logdet(x)
 
     def inverse(self, z, context=None, *, lengths=None):
         f = self.factor
+        check_floating(z, "Squeeze")
         per = f if z.dim() == 3 else f * f
         if z.dim() not in (3, 4) or z.shape[1] % per:
             raise ValueError(
@@ -45,6 +50,8 @@ class Squeeze(Bijection):
         if z.dim() == 4:
             refuse_lengths(lengths, "Squeeze of images")
             return _shuffle(z, f), zero_logdet(z)
+        if lengths is not None:
+            check_lengths(z, lengths)
         b, c, t = z.shape
         return z.reshape(b, c // f, f, t).transpose(2, 3).reshape(b, c // f, t * f), zero_logdet(z)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..reference.affine_coupling import compute_dtype
-from .bijection import Bijection, valid_mask
+from .bijection import Bijection, check_floating, valid_mask
 
 
 class Standardize(Bijection):
@@ -15,6 +15,8 @@ class Standardize(Bijection):
     ``shift`` and ``scale`` are numbers, tensors ``[C]`` (one value per channel) or any shape that broadcasts to one
     sample ``[C, *spatial]``. Raises ``ValueError`` if a scale is zero or not finite.
     """
+
+    uses_context = False
 
     def __init__(self, shift: Tensor | float = 0.0, scale: Tensor | float = 1.0) -> None:
         super().__init__()
@@ -35,6 +37,7 @@ class Standardize(Bijection):
         return x if mask is None else torch.where(mask, x, 0.0), self._logdet(z, scale, mask)
 
     def _fit(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        check_floating(x, "Standardize")
         fitted = []
         for name, v in (("shift", self.shift), ("scale", self.scale)):
             v = v.to(compute_dtype(x))

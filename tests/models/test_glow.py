@@ -160,6 +160,38 @@ def test_forward_is_one_graph():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+def test_one_graph_serves_every_batch_size(train):
+    torch._dynamo.reset()
+    flow = glow((1, 8, 8), steps=2).train(train)
+    compiled = torch.compile(flow, fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch in (4, 5, 3):
+        x = torch.rand(batch, 1, 8, 8)
+        with torch.set_grad_enabled(train):
+            for a, b in zip(compiled(x), flow(x)):
+                torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("act", ["nll", "forward", "encode", "initialize", "bits_per_dim", "dequantize"])
+def test_values_that_are_no_grey_levels_are_refused_everywhere(act):
+    flow = glow()
+    data = images(flow)
+    data[2, 0, 3, 3] = 255
+    with pytest.raises(ValueError, match=r"^an image has the value 255, but this flow has 17 grey levels$"):
+        getattr(flow, act)(data)
+
+
+def test_data_that_is_not_finite_starts_nothing():
+    flow = models.Glow((1, 8, 8), levels=2, steps=2, hidden=8)
+    x = torch.rand(3, 1, 8, 8)
+    x[1, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="GlowSteps cannot start from this batch: 1 of 64 values is NaN"):
+        flow.nll(x)
+    assert not any(b for name, b in flow.named_buffers() if name.endswith("initialized"))
+    assert torch.isfinite(flow.nll(torch.rand(3, 1, 8, 8)))
+
+
+@pytest.mark.slow
 def test_training_step_is_one_graph():
     torch._dynamo.reset()
     flow = glow((1, 4, 4), steps=1).train()
@@ -187,7 +219,7 @@ def test_training_mode_does_not_wait_for_the_device():
     flow = glow(classes=3).train()
     data, y = images(flow), labels(flow)
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("invertible_conv", "flow", "image_flow", "squeeze"):
+        for module in ("invertible_conv", "flow", "image_flow", "squeeze", "bijection"):
             patch.setattr(f"nfkernels.nn.{module}.reads_values", lambda x: False)
         patch.setattr("nfkernels.models.glow.reads_values", lambda x: False)
         for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"):

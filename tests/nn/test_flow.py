@@ -158,3 +158,142 @@ def test_no_float64_state():
     for module in (tabular(), N.GlowSteps(4, 2, 4, context_channels=2), N.Standardize(torch.zeros(2).double())):
         for name, value in module.state_dict().items():
             assert value.dtype != torch.float64, name
+
+
+# --- sequences --------------------------------------------------------------------------------------------------------
+
+
+def moved(flow):
+    with torch.no_grad():
+        for p in flow.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    return flow.eval()
+
+
+def sequences(base, squeeze=True, context=0):
+    network = N.ConvConditioner(2, 6, 4, dims=1, context_channels=context)
+    inner = [N.InvertibleConv1x1(4), N.AffineCoupling(network)]
+    layers = [N.ActNorm(2), N.Squeeze(2), *inner, N.Squeeze(2).inv] if squeeze else [N.ActNorm(4), *inner]
+    return moved(N.Flow(N.Chain(layers), base))
+
+
+BASES = {
+    "standard": (lambda: N.StandardNormal((2, 8)), True),
+    "diagonal": (lambda: N.DiagonalNormal((2, 8)), True),
+    "uniform": (lambda: N.Uniform((2, 8), -50.0, 50.0), True),
+    "unsqueezed": (lambda: N.DiagonalNormal((4, 8)), False),
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_a_padded_batch_is_its_sequences_alone(name):
+    base, squeeze = BASES[name]
+    flow = sequences(base(), squeeze, context=3)
+    channels = 2 if squeeze else 4
+    lengths = torch.tensor([8, 2, 6, 0])
+    x, context = torch.randn(4, channels, 8), torch.randn(4, 3)
+    valid = torch.arange(8) < lengths[:, None]
+    alone = []
+    for i in range(3):
+        one, n = x[i : i + 1, :, : lengths[i]], lengths[i : i + 1]
+        alone.append(flow.log_prob(one, context[i : i + 1], lengths=n)[0])
+        z, logdet = flow.bijection(one, context[i : i + 1])
+        if name in ("standard", "uniform"):  # and by hand, without any lengths
+            density = type(flow.base)(z.shape[1:], *([-50.0, 50.0] if name == "uniform" else [])).log_prob(z)
+            torch.testing.assert_close(alone[-1], (density + logdet)[0], atol=1e-4, rtol=1e-4)
+    found = flow.log_prob(x, context, lengths=lengths)
+    torch.testing.assert_close(found[:3], torch.stack(alone), atol=1e-4, rtol=1e-4)
+    assert found[3] == 0, "no position, no density"
+    other = torch.where(valid[:, None], x, float("nan"))
+    assert torch.equal(flow.log_prob(other, context, lengths=lengths), found), "padding changes nothing"
+    torch.testing.assert_close(flow.nll(other, context, lengths=lengths), -found.mean())
+    for size in (1, 3):
+        chunks = flow.log_prob(x, context, lengths=lengths, batch_size=size)
+        torch.testing.assert_close(chunks, found, atol=1e-5, rtol=1e-5)
+    z = flow.encode(x, context, lengths=lengths, batch_size=3)
+    torch.testing.assert_close(z, flow(other, context, lengths=lengths)[0])
+    back = flow.decode(z, context, lengths=lengths, batch_size=3)
+    torch.testing.assert_close(back, torch.where(valid[:, None], x, 0.0), atol=1e-4, rtol=1e-4)
+
+
+def test_lengths_of_the_latent_follow_the_flow():
+    flow = moved(N.Flow(N.Chain(N.Squeeze(2), N.ActNorm(4)), N.StandardNormal((4, 4))))
+    x, lengths = torch.randn(3, 2, 8), torch.tensor([8, 4, 2])
+    alone = []
+    for one, n in zip(x, lengths.tolist()):
+        z, logdet = flow.bijection(one[None, :, :n])
+        alone.append((N.StandardNormal(z.shape[1:]).log_prob(z) + logdet)[0])
+    torch.testing.assert_close(flow.log_prob(x, lengths=lengths), torch.stack(alone))
+    z = flow.encode(x, lengths=lengths)
+    expected = torch.where((torch.arange(8) < lengths[:, None])[:, None], x, 0.0)
+    torch.testing.assert_close(flow.decode(z, lengths=lengths), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_masked_sequences_start_and_train():
+    flow = N.Flow(N.Chain(N.ActNorm(2), N.AffineCoupling(N.ConvConditioner(1, 4, 2, dims=1))), N.StandardNormal((2, 6)))
+    lengths = torch.tensor([6, 3, 1])
+    x = 3 * torch.randn(3, 2, 6) + 5
+    x[1, :, 3:] = 1e4
+    flow.nll(x, lengths=lengths).backward()
+    assert flow.bijection[0].initialized
+    assert flow.bijection[0].log_scale.abs().max() < 3, "padding is no data to start from"
+    assert all(torch.isfinite(p.grad).all() for p in flow.parameters())
+    twin = N.Flow(N.Chain(N.ActNorm(2)), N.StandardNormal((2, 6)))
+    twin.initialize(x, lengths=lengths)
+    torch.testing.assert_close(twin.bijection[0].log_scale, flow.bijection[0].log_scale)
+
+
+# --- contexts that do not fit -----------------------------------------------------------------------------------------
+
+
+def test_a_context_that_no_layer_uses_is_refused():
+    flow, context = tabular(), torch.randn(4, 2)
+    x = torch.randn(4, 3)
+    for act in (
+        lambda: flow(x, context),
+        lambda: flow.log_prob(x, context),
+        lambda: flow.nll(x, context),
+        lambda: flow.encode(x, context),
+        lambda: flow.decode(x, context),
+        lambda: flow.sample(2, context),
+        lambda: flow.initialize(x, context),
+        lambda: N.Flow(flow.bijection, flow.base, embed=torch.nn.Embedding(3, 2)).log_prob(x, torch.tensor([0] * 4)),
+    ):
+        with pytest.raises(ValueError, match=r"^no layer of this flow uses a context"):
+            act()
+    for network in (N.MLP(3, 4, 2), N.ConvConditioner(3, 4, 2, dims=1)):
+        with pytest.raises(ValueError, match="was built with context_channels=0: it takes no context"):
+            network(x, context)
+
+
+def test_one_layer_that_uses_the_context_is_enough():
+    torch.manual_seed(0)
+    layers = [N.AffineCoupling(N.MLP(2, 4, 2)), N.AffineCoupling(N.MLP(1, 4, 4, context_channels=2), identity="second")]
+    flow = moved(N.Flow(N.Chain(N.Inverse(N.Chain(layers)), N.ActNorm(3)), N.StandardNormal(3)))
+    x, context = torch.randn(4, 3), torch.randn(4, 2)
+    assert not torch.allclose(flow.log_prob(x, context), flow.log_prob(x, -context))
+
+    class Own(N.Bijection):
+        def forward(self, x, context=None, *, lengths=None):
+            return x + context, x.new_zeros(x.shape[0])
+
+    own = N.Flow(N.Chain(Own()), N.StandardNormal(3))
+    torch.testing.assert_close(own.encode(x, torch.ones(4, 3)), x + 1)
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_context_of_another_length_is_refused(batch_size):
+    flow, x = tabular(context=2), torch.randn(4, 3)
+    for act in (flow.log_prob, flow.encode, flow.decode):
+        with pytest.raises(ValueError, match=r"^a context has one entry per sample, got 3 for 4 samples$"):
+            act(x, torch.randn(3, 2), batch_size=batch_size)
+    with pytest.raises(ValueError, match=r"got 3 for 4 samples$"):
+        flow.nll(x, torch.randn(3, 2))
+    listed = torch.randn(4, 2)
+    expected = flow.log_prob(x, listed)
+    torch.testing.assert_close(flow.log_prob(x, listed.tolist(), batch_size=batch_size), expected)
+
+
+def test_a_distribution_does_not_expand():
+    with pytest.raises(NotImplementedError, match="its batch shape is that of its context"):
+        tabular().to_distribution().expand((3,))

@@ -104,7 +104,9 @@ def test_matrix_products_are_the_convolutions(batch, channels, height, width, hi
     inputs = [x, *weights] + ([] if extra is None else [extra])
 
     def run(matrices):
-        y = conv_net.conv_net(x, conv_net.arrange(weights, matrices), extra, None, 0.0, "element", matrices)
+        y = conv_net.conv_net(
+            x, conv_net.arrange(weights, matrices), extra, None, 0.0, "element", matrices, (kernel, last)
+        )
         return y, torch.autograd.grad(y.sin().sum(), inputs)
 
     (y, grads), (expected, expected_grads) = run(True), run(False)
@@ -131,8 +133,8 @@ def test_dropout(of, size):
     matrices = conv_net.by_matrices(x, x.dtype)
     assert matrices == (size == 3)
     arranged = conv_net.arrange(weights, matrices)
-    plain = conv_net.conv_net(x, arranged, None, None, 0.0, of, matrices)
-    dropped = conv_net.conv_net(x, arranged, None, None, 0.25, of, matrices) / plain
+    plain = conv_net.conv_net(x, arranged, None, None, 0.0, of, matrices, (1, 1))
+    dropped = conv_net.conv_net(x, arranged, None, None, 0.25, of, matrices, (1, 1)) / plain
     torch.testing.assert_close(dropped.unique(), torch.tensor([0.0, 4 / 3]))
     assert abs((dropped == 0).float().mean() - 0.25) < 0.06
     whole = (dropped == dropped[:, :, :1, :1]).all()
@@ -159,6 +161,22 @@ def test_channels_last_reaches_the_stacked_weights():
         z, logdet = steps(x)
     assert z.dtype == logdet.dtype == torch.float32
     torch.testing.assert_close(z, expected[0], atol=0.3, rtol=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(2, 2), (8, 8)], ids=["matrices", "convolutions"])
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+def test_one_graph_serves_every_batch_size(size, train):
+    torch._dynamo.reset()
+    steps = moved(N.GlowSteps(4, 2, 5, last_kernel=1))
+    steps.initialize(torch.randn(8, 4, *size))
+    steps.train(train)
+    compiled = torch.compile(steps, fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch in (4, 5, 3):
+        x = torch.randn(batch, 4, *size, requires_grad=train)
+        with torch.set_grad_enabled(train):
+            for a, b in zip(compiled(x), steps(x)):
+                torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 def test_the_last_log_scale_multiplies_the_output():

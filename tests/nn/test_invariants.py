@@ -167,9 +167,56 @@ def test_low_precision_data_comes_back_in_its_type(case: Case):
     z, logdet = layer(x, **given)
     assert z.dtype == torch.bfloat16
     assert logdet.dtype == torch.float32
-    expected, total = case.make()(x.float(), **{k: v.float() if k == "context" else v for k, v in given.items()})
-    torch.testing.assert_close(z.float(), expected, atol=0.25, rtol=0.05)
-    torch.testing.assert_close(logdet, total, atol=0.5, rtol=0.05)
+    # The same (rounded) parameters in float32: what differs is the rounding of the data and inside the networks, where
+    # the worst layer here is off by 0.6 % of the largest value and by 0.012 in the log-determinant.
+    given = {k: v.float() if k == "context" else v for k, v in given.items()}
+    expected, total = layer.float()(x.float(), **given)
+    largest = max([1.0, *expected.detach().abs().flatten().tolist()])
+    torch.testing.assert_close(z.float(), expected, atol=1e-2 * largest, rtol=0)
+    torch.testing.assert_close(logdet, total, atol=2e-2, rtol=2e-2)
+
+
+@every_layer
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64], ids=["uint8", "int64"])
+def test_whole_numbers_are_refused(case: Case, dtype):
+    if case.name == "empty-chain":
+        pytest.skip("a chain without layers takes anything")
+    layer = case.make()
+    x, given = case.data()
+    for function in (layer, layer.inverse):
+        with pytest.raises(ValueError, match=r"floating point data, got torch\.|this flow has latents"):
+            function(torch.ones(x.shape, dtype=dtype), **given)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.lengths], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.double(), r"lengths must be integers \[B\], got torch\.float64"),
+        (lambda v: v > 0, r"lengths must be integers \[B\], got torch\.bool"),
+        (lambda v: v[:-1], r"lengths \[B\] go with data \[B, C, T\]"),
+        (lambda v: 6 * v + 6, r"lengths must be from 0 to \d for data .*, got \d+"),
+        (lambda v: v - 6, r"lengths must be from 0 to \d for data .*, got -\d"),
+    ],
+    ids=["float", "bool", "shape", "long", "negative"],
+)
+def test_lengths_that_are_none_are_refused(case: Case, change, message):
+    layer = case.make()
+    x, given = case.data()
+    z, _ = layer(x, **given)
+    for function, data in ((layer, x), (layer.inverse, z)):
+        with pytest.raises(ValueError, match=message):
+            function(data, lengths=change(given["lengths"]), context=given.get("context"))
+
+
+@every_layer
+def test_a_layer_that_says_it_uses_no_context_uses_none(case: Case):
+    layer = case.make()
+    x, given = case.data()
+    assert layer.uses_context == (case.context is not None)
+    if not layer.uses_context:
+        for a, b in zip(layer(x, torch.randn(x.shape[0], 3), **given), layer(x, **given)):
+            assert torch.equal(a, b)
 
 
 @every_layer

@@ -71,6 +71,86 @@ def test_learned_gain_scales_the_log_scale_and_learns():
     assert N.AffineCoupling(torch.nn.Linear(1, 2), learned_gain=1).gain.shape == (1,)
 
 
+def test_learned_gain_needs_a_scale():
+    with pytest.raises(ValueError, match="learned_gain scales the scale map's gain, and the additive map has no scale"):
+        N.AffineCoupling(N.MLP(1, 4, 1), scale_map="additive", learned_gain=True)
+
+
+class Scaled(torch.nn.Module):
+    """Its second argument is its own affair."""
+
+    def forward(self, x, scale=2.0):
+        assert scale == 2.0
+        return torch.cat([x, x], 1)
+
+
+class Named(torch.nn.Module):
+    def forward(self, x, scale=2.0, *, context=None):
+        assert scale == 2.0
+        return torch.cat([x + context, x], 1)
+
+
+class Second(torch.nn.Module):
+    def forward(self, x, labels):
+        return torch.cat([x + labels, x], 1)
+
+
+@pytest.mark.parametrize(("network", "uses"), [(Scaled, False), (Named, True), (Second, True)])
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_the_context_goes_where_it_is_asked_for(network, uses, compiled):
+    torch._dynamo.reset()
+    network = torch.compile(network(), backend="eager") if compiled else network()
+    x, context = torch.randn(3, 2), torch.randn(3, 1)
+    mask = torch.tensor([False, True])
+    for layer in (N.AffineCoupling(network), N.Coupling(N.AffineTransform(), network, mask)):
+        assert layer.uses_context == uses
+        z, _ = layer(x, context)
+        kept, moving = x.chunk(2, 1)
+        torch.testing.assert_close(z[:, 1:], moving * torch.sigmoid(kept + 2) + kept + (context if uses else 0))
+
+
+def test_a_compiled_network_is_looked_through():
+    torch._dynamo.reset()
+    network = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+    x = torch.randn(3, 2)
+    compiled = torch.compile(network, backend="eager")
+    for a, b in zip(N.AffineCoupling(compiled)(x), N.AffineCoupling(network)(x)):
+        torch.testing.assert_close(a, b)
+    sequence, mask = torch.randn(2, 4, 5), torch.tensor([3, 5])
+    network = moved(N.ConvConditioner(2, 4, 4, dims=1))
+    plain, wrapped = N.AffineCoupling(network), N.AffineCoupling(torch.compile(network, backend="eager"))
+    for a, b in zip(wrapped(sequence, lengths=mask), plain(sequence, lengths=mask)):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (lambda: N.AffineCoupling(N.MLP(2, 4, 4)), (2, 4)),
+        (lambda: N.Coupling(N.AffineTransform(), N.MLP(2, 4, 4), torch.tensor([True, False, True, False])), (2, 4)),
+        (lambda: N.GlowSteps(4, 1, 4), (2, 4, 2, 2)),
+        (lambda: N.SplitPrior(4), (2, 4, 2, 2)),
+    ],
+    ids=["AffineCoupling", "Coupling", "GlowSteps", "SplitPrior"],
+)
+def test_a_double_flow_on_single_data_says_so(layer, shape):
+    layer = layer().double().eval()
+    name = type(layer).__name__
+    with pytest.raises(ValueError, match=f"^the network of this {name} gives float64 but the data is float32: give"):
+        layer(torch.randn(shape))
+
+
+@pytest.mark.slow
+def test_one_graph_of_a_convolutional_coupling_serves_every_size():
+    torch._dynamo.reset()
+    layer = N.AffineCoupling(moved(N.ConvConditioner(2, 4, 4, last_kernel=1)))
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for shape in ((4, 4, 2, 2), (5, 4, 3, 2), (3, 4, 6, 5)):
+        x = torch.randn(shape)
+        for a, b in zip(compiled(x), layer(x)):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
 def test_channel_mask_gives_the_network_only_what_passes():
     mask = torch.tensor([True, False, True, False])
     seen = []
