@@ -16,7 +16,10 @@ SETS = ["baseline", "avx2", "avx512"]
 def test_ops_on(isa):
     env = os.environ | {"NFKERNELS_CPU_ISA": isa}
     probe = subprocess.run(
-        [sys.executable, "-c", "import nfkernels._C as c; print(c.isa())"], env=env, capture_output=True, text=True
+        [sys.executable, "-c", "import torch, nfkernels._C as c; print(c.isa())"],
+        env=env,
+        capture_output=True,
+        text=True,
     )
     assert probe.stdout.strip() == isa, probe.stdout + probe.stderr
     files = [
