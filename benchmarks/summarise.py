@@ -1,7 +1,7 @@
 """Turns pytest-benchmark's JSON into the project's own: one small file of medians, and a Markdown table on stdout.
 
-python -m pytest benchmarks/ops --benchmark-json=/tmp/ops.json
-python benchmarks/summarise.py /tmp/ops.json benchmarks/results/<device>/ops.json
+python -m pytest benchmarks/ops --benchmark-json=ops.json
+python benchmarks/summarise.py ops.json benchmarks/results/<device>/ops.json
 """
 
 from __future__ import annotations
