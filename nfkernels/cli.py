@@ -7,6 +7,7 @@ and exit status 1 (2 where the command line itself is wrong); only a defect of t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib
 import json
@@ -18,14 +19,22 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .training.recipe import SCHEDULES, GlowShape, Recipe
+from .training.recipe import SCHEDULES, GlowShape, Recipe, most_threads
+
+_LARGEST_SIDE = 16384  # pixels that --size takes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status. ``argv`` is by default the process's."""
-    options = _parser().parse_args(argv)
-    shown, warnings.showwarning = warnings.showwarning, _show_warning
+    shown = warnings.showwarning
     try:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # names of files and classes may hold what this terminal cannot show
+                stream.reconfigure(errors="backslashreplace")
+        options, unknown = _parser().parse_known_args(argv)
+        if unknown:
+            options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        warnings.showwarning = _show_warning
         return options.run_command(options)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
@@ -34,35 +43,52 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        sentence = _sentence(error)
+        sentence = _sentence(error, options.command)
         if sentence is None:
             raise
-        print(f"nfkernels {options.command}: {sentence}", file=sys.stderr)
+        with contextlib.suppress(BrokenPipeError):
+            print(f"nfkernels {options.command}: {sentence}", file=sys.stderr)
         return 1
     finally:
         warnings.showwarning = shown
 
 
-def _sentence(error: Exception) -> str | None:
+_LONGEST = 600  # characters of a sentence
+_LESS = {
+    "train": "try a smaller --batch-size, --width, --depth or --size, or fewer images",
+    "sample": "try a smaller --count",
+    "evaluate": "try fewer images (--data)",
+}
+
+
+def _sentence(error: Exception, command: str) -> str | None:
     """What to tell a user about an error that is no defect; None for one that is."""
     import torch
 
     from .nn import CheckpointError
     from .training import DataError, TrainingError
+    from .training.errors import is_out_of_memory
 
     if isinstance(error, (DataError, TrainingError, CheckpointError)):
-        return str(error)
+        return _one_line(str(error))
     if isinstance(error, torch.OutOfMemoryError):
-        return "the GPU has not enough memory: try a smaller --batch-size, --width or --depth"
-    if isinstance(error, MemoryError):
-        return "there is not enough memory: try a smaller --batch-size, --width or --depth, or fewer images"
+        return f"the GPU has not enough memory: {_LESS.get(command, 'free some')}"
+    if is_out_of_memory(error):
+        return f"there is not enough memory: {_LESS.get(command, 'free some')}"
     if isinstance(error, OSError) and (error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT)):
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     return None
 
 
+def _one_line(text: str) -> str:
+    """Some errors that a sentence quotes, such as torch's of a state that does not fit, go on for pages."""
+    line = " ".join(part.strip() for part in text.splitlines() if part.strip())
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
+
+
 def _show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    with contextlib.suppress(BrokenPipeError):
+        print(f"warning: {message}", file=sys.stderr)
 
 
 # --- info -----------------------------------------------------------------------------------------------------------
@@ -146,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Callable[[argparse.Namespace], int], summary: str) -> Any:
         sub = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        sub.set_defaults(run_command=run)
+        sub.set_defaults(run_command=run, parser=sub)
         return sub
 
     sub = command("train", _later("train"), "Train a Glow; writes a run folder with model, metrics and pictures.")
@@ -158,25 +184,30 @@ def _parser() -> argparse.ArgumentParser:
     _machine_options(sub)
 
     sub = command("sample", _later("sample"), "Draw images from a trained flow into one PNG.")
-    sub.add_argument("run", metavar="RUN", help="folder of a run, or a model.safetensors file")
+    sub.add_argument("run", type=_name, metavar="RUN", help="folder of a run, or a model.safetensors file")
     sub.add_argument("--count", type=_whole(1), default=64, metavar="N", help="images (default 64)")
     sub.add_argument(
         "--temperature",
-        type=_number(0),
+        type=_number(0, 1000),
         default=1.0,
         metavar="T",
         help="scales the latent's standard deviation; below 1 gives cleaner, less varied images (default 1)",
     )
-    sub.add_argument("--class", dest="label", metavar="K", help="name or number of a class (default: all in turn)")
-    sub.add_argument("--out", metavar="FILE", help="PNG to write (default: samples.png in the run folder)")
-    sub.add_argument("--npz", metavar="FILE", help="also write the images as uint8 [N, H, W, C]")
+    sub.add_argument(
+        "--class", dest="label", type=_name, metavar="K", help="name or number of a class (default: all in turn)"
+    )
+    sub.add_argument("--out", type=_name, metavar="FILE", help="PNG to write (default: samples.png in the run folder)")
+    sub.add_argument("--npz", type=_name, metavar="FILE", help="also write the images as uint8 [N, H, W, C]")
     sub.add_argument("--seed", type=_whole(0), default=0, metavar="N", help="of the draws (default 0)")
     _machine_options(sub)
 
     sub = command("evaluate", _later("evaluate"), "Bits per dimension with standard error; largest round-trip error.")
-    sub.add_argument("run", metavar="RUN", help="folder of a run, or a model.safetensors file")
+    sub.add_argument("run", type=_name, metavar="RUN", help="folder of a run, or a model.safetensors file")
     sub.add_argument(
-        "--data", metavar="digits|PATH", help="other images, brought to the flow's size (default: the run's test part)"
+        "--data",
+        type=_name,
+        metavar="digits|PATH",
+        help="other images, brought to the flow's size (default: the run's test part)",
     )
     sub.add_argument("--draws", type=_whole(1), default=20, metavar="N", help="dequantisation draws (default 20)")
     sub.add_argument("--seed", type=_whole(0), default=0, metavar="N", help="of the draws (default 0)")
@@ -198,14 +229,17 @@ def _train_options(sub: Any) -> None:
     where = sub.add_argument_group("data and folders")
     where.add_argument(
         "--data",
+        type=_name,
         metavar="digits|PATH",
         help="the digits (default); a folder of images, flat or one sub-folder per class; a folder of idx files "
         "(MNIST) or of CIFAR's python batches; an .npz or .npy file of uint8 images",
     )
     where.add_argument("--size", type=_size, metavar="N|HxW", help="resize and crop the images to this size")
-    where.add_argument("--channels", type=_whole(1), metavar="N", help="1 makes colour images grey, 3 grey ones RGB")
-    where.add_argument("--out", metavar="DIR", help="run folder (default: the next free runs/<data>-<n>)")
-    where.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, exactly where it stopped")
+    where.add_argument("--channels", type=int, choices=(1, 3), help="1 makes colour images grey, 3 grey ones RGB")
+    where.add_argument("--out", type=_name, metavar="DIR", help="run folder (default: the next free runs/<data>-<n>)")
+    where.add_argument(
+        "--resume", type=_name, metavar="RUN", help="go on with the run in this folder, exactly where it stopped"
+    )
 
     model = sub.add_argument_group("model")
     model.add_argument("--levels", type=_whole(1), metavar="N", help="levels (default: by image size, 3 at most)")
@@ -224,7 +258,7 @@ def _train_options(sub: Any) -> None:
         text = f"{text} (default {default if isinstance(default, str) else f'{default:g}'})"
         how.add_argument("--" + name.replace("_", "-"), type=kind, metavar=metavar, help=text, **rest)
 
-    option("steps", _whole(1), "optimiser steps in all")
+    option("steps", _whole(1), "optimiser steps in all; on --resume, more stretch the schedule to the new end")
     option("batch_size", _whole(1), "images per step")
     option("lr", _number(0, above=True), "largest learning rate", "X")
     option("schedule", str, "of the learning rate", None, choices=SCHEDULES)
@@ -251,20 +285,29 @@ def _train_options(sub: Any) -> None:
 def _machine_options(sub: Any) -> None:
     where = sub.add_argument_group("machine")
     where.add_argument("--device", type=_device_name, metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda if here)")
-    where.add_argument("--threads", type=_whole(1), metavar="N", help="CPU threads (default: PyTorch's own choice)")
+    where.add_argument(
+        "--threads", type=_whole(1, most_threads()), metavar="N", help="CPU threads (default: PyTorch's own choice)"
+    )
 
 
 # --- types of options: their messages follow "argument --steps: " ---------------------------------------------------
 
 
-def _whole(least: int) -> Callable[[str], int]:
+def _name(text: str) -> str:
+    """Of a file, folder or class. An empty one is mostly a shell variable that is not set: never a default."""
+    if not text:
+        raise argparse.ArgumentTypeError("'': expected a name; leave the option away for its default")
+    return text
+
+
+def _whole(least: int, most: int = 2**32 - 1) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = least - 1
-        if not least <= value < 2**32:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least {least}")
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least {least} and at most {most}")
         return value
 
     return parse
@@ -291,13 +334,16 @@ def _depth(text: str) -> int | tuple[int, ...]:
 
 
 def _size(text: str) -> list[int]:
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text.lower())
-    if match is None or int(match[1]) < 1 or int(match[2] or 1) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a size such as 32, or height x width such as 28x32")
-    return [int(match[1]), int(match[2] or match[1])]
+    match = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text.lower())
+    size = [int(match[1]), int(match[2] or match[1])] if match else [0]
+    if not all(1 <= side <= _LARGEST_SIDE for side in size):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a size such as 32, or height x width such as 28x32, {_LARGEST_SIDE} at most"
+        )
+    return size
 
 
 def _device_name(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected auto, cpu, cuda, cuda:<number> or mps")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,2})?", text):  # torch numbers no more than 128 devices
+        raise argparse.ArgumentTypeError(f"{text!r}: expected auto, cpu, cuda, cuda:<0 to 99> or mps")
     return text

@@ -1,8 +1,10 @@
 """The command as a stranger meets it: what it writes, what it says, what it refuses and how it stops."""
 
 import json
+import math
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,13 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 for package in ("sklearn", "matplotlib", "PIL", "tqdm"):
     pytest.importorskip(package)
 
 from nfkernels import cli  # noqa: E402
+from nfkernels.models import Glow  # noqa: E402
+from nfkernels.nn import load  # noqa: E402
 from nfkernels.training import commands  # noqa: E402
+from nfkernels.training.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 
 QUICK = ["--depth", "1", "--width", "8", "--steps", "6", "--validate-every", "3", "--log-every", "2", "--threads", "1"]
 
@@ -107,7 +113,7 @@ def test_a_folder_of_pictures_and_missing_packages(capsys, monkeypatch):
     assert cli.main(["evaluate", "runs/pictures-1", "--draws", "1"]) == 0
     for module in ("matplotlib", "PIL", "tqdm", "sklearn.datasets"):
         monkeypatch.setitem(sys.modules, module, None)
-        assert 'pip install "nfkernels[train]"' in refused(capsys, "train", *QUICK)
+        assert 'pip install "nfkernels[train]"' in refused(capsys, "train", *QUICK, "--progress", "bar")
         monkeypatch.undo()
 
 
@@ -141,8 +147,8 @@ def test_resume_refuses_another_run(capsys, digits_run):
         return refused(capsys, "train", "--resume", digits_run, *more)
 
     assert "--width 9 differs from the run's 8" in sentence("--width", 9)
-    assert "--size [8, 16] differs from the run's None" in sentence("--size", "8x16")
-    assert "lr 0.5 differs from the run's" in sentence("--lr", 0.5)
+    assert "--size 8x16: the run has none" in sentence("--size", "8x16")
+    assert "--batch-size 5 differs from the run's 64" in sentence("--batch-size", 5)
     assert "already has 6 steps" in sentence("--steps", 5)
     assert "leave --out away" in sentence("--out", "x")
     refused(capsys, "train", "--resume", "nowhere")
@@ -157,6 +163,9 @@ def test_resume_refuses_another_run(capsys, digits_run):
     ("arguments", "sentence"),
     [
         (["--data", "nowhere"], "nowhere does not exist"),
+        (["--data", "digit"], 'digit does not exist: did you mean "digits"?'),
+        (["--data", "two.npy"], "two has 2 images: at least 3 are needed"),
+        (["--data", "cut.npy"], "cut.npy"),
         (["--data", "empty"], "empty holds no picture"),
         (["--data", "broken"], "a.png"),
         (["--size", "7"], "cannot be halved, as a level needs: try --size 8x8"),
@@ -175,6 +184,10 @@ def test_train_refuses_in_one_sentence(capsys, arguments, sentence):
     os.mkdir("broken")
     Path("broken/a.png").write_text("no picture")
     numpy.save("flat.npy", numpy.zeros((20, 8, 8), numpy.uint8))
+    numpy.save("two.npy", numpy.zeros((2, 8, 8), numpy.uint8))
+    header = "{'descr': '|u1', 'fortran_order': False, 'shape': (999999999999, 8, 8), }"
+    header = header.ljust(117) + "\n"
+    Path("cut.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode())
     Path("file").touch()
     os.mkdir("taken")
     Path("taken/metrics.jsonl").touch()
@@ -190,7 +203,7 @@ def test_the_folder_for_runs_may_be_a_file(capsys):
 def test_depth_may_differ_by_level(capsys):
     assert cli.main(["train", *QUICK, "--depth", "2,1", "--quiet"]) == 0
     assert "2 levels of 2, 1 steps" in capsys.readouterr().out
-    assert "--depth [1, 2] differs from the run's [2, 1]" in (
+    assert "--depth 1,2 differs from the run's 2,1" in (
         refused(capsys, "train", "--resume", "runs/digits-1", "--depth", "1,2")
     )
     assert cli.main(["train", "--resume", "runs/digits-1", "--depth", "2,1"]) == 0
@@ -209,6 +222,16 @@ def test_depth_may_differ_by_level(capsys):
         (["train", "--device", "gpu"], "--device: 'gpu': expected auto, cpu, cuda"),
         (["train", "--seed", "-1"], "--seed: '-1'"),
         (["train", "--step", "3"], "unrecognized arguments: --step 3"),
+        (["train", "--threads", "100000"], "--threads: '100000': expected a whole number, at least 1 and at most"),
+        (["train", "--device", "cuda:99999999999999999999"], "--device: 'cuda:9999"),
+        (["train", "--size", "99999999999999999999"], "--size: '9999"),
+        (["train", "--channels", "2"], "--channels: invalid choice: 2"),
+        *((["train", option, ""], f"{option}: '': expected a name") for option in ("--data", "--out", "--resume")),
+        (["sample", ""], "RUN: ''"),
+        (["sample", "run", "--npz", ""], "--npz: ''"),
+        (["evaluate", "run", "--data", ""], "--data: ''"),
+        (["evaluate", "run", "--steps", "3"], "nfkernels evaluate: unrecognized arguments: --steps 3"),
+        (["sample", "run", "--temperature", "1e9"], "--temperature: '1e9'"),
         (["sample", "run", "--count", "-3"], "--count: '-3'"),
         (["sample", "run", "--temperature", "-1"], "--temperature: '-1'"),
         (["sample"], "RUN"),
@@ -270,7 +293,9 @@ def test_sample_refuses_in_one_sentence(capsys, digits_run):
     assert f"runs there: {digits_run}" in near
     os.mkdir("empty")
     assert "holds no model.safetensors" in refused(capsys, "sample", "empty")
-    assert "no/x.png: No such file or directory" in refused(capsys, "sample", digits_run, "--out", "no/x.png")
+    assert "no/x.png cannot be written: there is no folder no" in refused(
+        capsys, "sample", digits_run, "--out", "no/x.png"
+    )
     assert "is for --resume" in refused(capsys, "sample", digits_run / "checkpoint.safetensors")
 
 
@@ -313,6 +338,151 @@ def test_evaluate_refuses_other_grey_levels(capsys, digits_run):
     numpy.save("set.npy", numpy.zeros((3, 8, 8), numpy.uint8))
     assert "256 grey levels and the flow 17" in refused(capsys, "evaluate", digits_run, "--data", "set.npy")
     assert "give --data" in refused(capsys, "evaluate", digits_run / "model.safetensors")
+
+
+def test_evaluate_refuses_other_classes(capsys, tmp_path):
+    import numpy
+    from PIL import Image
+
+    generator = numpy.random.default_rng(0)
+    for folder, classes in (("a", "cat dog"), ("b", "dog cow cat"), ("c", "cow dog"), ("d", "cat")):
+        for index in range(6):
+            for name in classes.split():
+                os.makedirs(f"{folder}/{name}", exist_ok=True)
+                image = generator.integers(0, 256, (8, 8), dtype=numpy.uint8)
+                Image.fromarray(image).save(f"{folder}/{name}/{index}.png")
+    assert cli.main(["train", *QUICK, "--data", "a", "--classes", "--out", "run"]) == 0
+    for other in "bc":
+        assert "are not those of the flow (cat, dog)" in refused(capsys, "evaluate", "run", "--data", other)
+    assert cli.main(["evaluate", "run", "--data", "d"]) == 0
+    os.rename("a", "moved")
+    for command in (["evaluate", "run"], ["train", "--resume", "run"]):
+        assert "if it moved, give --data PATH" in refused(capsys, *command)
+    assert cli.main(["train", "--resume", "run", "--data", "moved"]) == 0
+
+
+def copied(run, name="copy"):
+    shutil.copytree(run, name)
+    return Path(name)
+
+
+def test_weights_that_are_not_finite_are_counted(capsys, digits_run):
+    path = copied(digits_run) / "model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    flow = load(path)
+    name = next(name for name, weight in flow.named_parameters() if weight.numel() > 3)
+    tensors[f"state.{name}"].view(-1)[:3] = math.nan
+    save_file(tensors, path, metadata)
+    total = sum(weight.numel() for weight in flow.parameters())
+    for command in ("sample", "evaluate"):
+        assert f"3 of {total} weights are not finite" in refused(capsys, command, "copy")
+
+
+def test_what_the_flow_itself_refuses_is_one_sentence(capsys, digits_run, monkeypatch):
+    def broken(*arguments, **options):
+        raise ValueError("the matrix of step 3 is singular")
+
+    monkeypatch.setattr(Glow, "sample", broken)
+    monkeypatch.setattr(Glow, "bits_per_dim", broken)
+    for command in ("sample", "evaluate"):
+        assert "the matrix of step 3 is singular" in refused(capsys, command, digits_run)
+
+
+@pytest.mark.parametrize(("command", "hint"), [("train", "--size"), ("sample", "--count"), ("evaluate", "--data")])
+def test_too_little_memory_is_one_sentence(capsys, monkeypatch, digits_run, command, hint):
+    def allocate(*arguments, **options):
+        torch.empty(2**55, dtype=torch.uint8)
+
+    monkeypatch.setattr(commands, {"train": "fit", "sample": "draw", "evaluate": "measure"}[command], allocate)
+    error = refused(capsys, command, *(QUICK if command == "train" else [digits_run]))
+    assert "there is not enough memory" in error
+    assert hint in error
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_two_and_four_channels_are_trained_and_drawn(channels):
+    import numpy
+
+    images = numpy.random.default_rng(0).integers(0, 256, (20, 8, 8, channels), dtype=numpy.uint8)
+    numpy.savez("set.npz", images=images)
+    assert cli.main(["train", *QUICK, "--data", "set.npz", "--out", "run"]) == 0
+    assert cli.main(["sample", "run", "--count", "2", "--npz", "two.npz"]) == 0
+    assert numpy.load("two.npz")["images"].shape == (2, 8, 8, channels)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": 3},
+        {"data": {"source": "digits", "size": None, "channels": None, "split_seed": "q"}},
+        {"data": {"source": "digits", "size": [16, 16], "channels": None, "split_seed": 0}},
+        {"data": {"source": 3}},
+        {"data": {"source": "digits", "size": "x"}},
+        {"data": {"source": "digits", "classes": 3}},
+        {"model": None},
+    ],
+    ids=str,
+)
+def test_a_damaged_configuration_is_one_sentence(capsys, digits_run, change):
+    path = copied(digits_run) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    refused(capsys, "evaluate", "copy")
+
+
+@pytest.mark.parametrize("content", [b"[3]", b"\xff\xfe", b"[" * 100_000, b"{"])
+def test_a_configuration_that_is_none_is_one_sentence(capsys, digits_run, content):
+    (copied(digits_run) / "config.json").write_bytes(content)
+    assert "config.json" in refused(capsys, "evaluate", "copy")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "x"},
+        {"config": None},
+        {"threads": -4},
+        {"threads": "x"},
+        {"threads": 100_000},
+        {"model": {}},
+        {"model": {"shape": [1, 8, 8]}},
+        {"model": 3},
+    ],
+    ids=str,
+)
+def test_a_damaged_checkpoint_is_one_sentence(capsys, digits_run, change):
+    path = copied(digits_run) / "checkpoint.safetensors"
+    tensors, facts = load_checkpoint(path)
+    if change.keys() & {"threads", "model"}:
+        change = {"config": facts["config"] | change}
+    save_checkpoint(path, tensors, facts | change)
+    error = refused(capsys, "train", "--resume", "copy", "--steps", "8")
+    path.unlink()
+    path.mkdir()
+    assert "is a folder" in refused(capsys, "train", "--resume", "copy"), error
+
+
+def test_damaged_metrics_cost_their_lines_only(digits_run):
+    path = copied(digits_run) / "metrics.jsonl"
+    size = path.stat().st_size
+    damage = b'\xff\xfe\n[1]\n3\n{"step": "x"}\n{"step": 2, "bpd": "x"}\n'
+    path.write_bytes(damage + path.read_bytes()[len(damage) : size])
+    assert cli.main(["train", "--resume", "copy", "--steps", "8", "--quiet"]) == 0
+
+
+def test_a_model_is_known_in_a_process_that_has_imported_nothing_else(digits_run):
+    command = [sys.executable, "-W", "ignore", "-m", "nfkernels", "sample", str(digits_run), "--out", "x.png"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_state_that_does_not_fit_is_told_in_short(capsys, digits_run):
+    with safe_open(digits_run / "model.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(digits_run / "model.safetensors")
+    save_file({name: tensors[name] for name in list(tensors)[::2]}, "half.safetensors", metadata)
+    assert len(refused(capsys, "sample", "half.safetensors")) < 700
 
 
 # --- info -----------------------------------------------------------------------------------------------------------
@@ -386,6 +556,46 @@ def test_a_second_ctrl_c_ends_at_once():
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "Traceback" not in err
+
+
+def run_python(code, **environment):
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **environment})
+
+
+def test_a_closed_pipe_costs_the_output_and_not_the_run():
+    command = f"{sys.executable} -W ignore -m nfkernels train {' '.join(QUICK)} --out run 2>&1"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | head -1; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done
+    assert done.stdout.startswith("data   digits")
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+    assert os.path.exists("run/loss.png")
+
+
+def test_a_terminal_that_knows_only_ascii():
+    code = "import sys; from nfkernels import cli; sys.exit(cli.main(['sample', 'f\\u00fcr']))"
+    done = run_python(code, PYTHONIOENCODING="ascii:strict")
+    assert done.returncode == 1
+    assert done.stderr == "nfkernels sample: f\\xfcr does not exist\n"
+    done = run_python(
+        "print(1); import sys; from nfkernels import cli; cli.main(['f\\u00fcr'])", PYTHONIOENCODING="ascii"
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_while_the_command_is_being_imported():
+    code = (
+        "import sys\n"
+        "from nfkernels import cli\n"
+        "def interrupted(*arguments): raise KeyboardInterrupt\n"
+        "cli.importlib.import_module = interrupted\n"
+        "sys.exit(cli.main(['train']))\n"
+    )
+    done = run_python(code)
+    assert (done.returncode, done.stderr) == (130, "\nstopped\n")
 
 
 def test_help_needs_no_torch():

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .._atomic import atomic_write
 from .errors import TrainingError
+from .run_folder import is_whole
 
 # Raised whenever the layout below changes; a checkpoint of another version is refused.
 VERSION = 1
@@ -100,11 +101,43 @@ def _facts(path: str | os.PathLike[str], metadata: dict[str, str] | None) -> dic
     try:
         facts = json.loads(text)
         version = facts["version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise TrainingError(f"{path} is damaged: its description cannot be read ({error})") from error
     if version != VERSION:
         raise TrainingError(
             f"{path} has checkpoint version {version}, this nfkernels reads version {VERSION}: resume with the version "
             "that wrote it"
         )
+    wrong = next((name for name, fits in _FACTS.items() if not fits(facts.get(name))), None)
+    if wrong:
+        raise TrainingError(f"{path} is damaged: its description has no usable {wrong!r}")
     return facts
+
+
+def _is_best(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    losses = value.get("loss"), value.get("latest")
+    numbers = all(loss is None or (isinstance(loss, (int, float)) and not isinstance(loss, bool)) for loss in losses)
+    return numbers and is_whole(value.get("step")) and is_whole(value.get("stale"))
+
+
+def _is_order(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and is_whole(value.get("epoch"))
+        and is_whole(value.get("images"), 1)
+        and is_whole(value.get("position"), 0, value["images"])
+    )
+
+
+# What a checkpoint's description holds, and whether a value can be that; tensors are compared with the flow's own.
+_FACTS = {
+    "step": is_whole,
+    "recipe": lambda value: isinstance(value, dict),
+    "best": _is_best,
+    "order": _is_order,
+    "data": lambda value: isinstance(value, dict),
+    "metrics_size": is_whole,
+    "config": lambda value: isinstance(value, dict),
+}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import signal
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +27,9 @@ from .evaluation import Evaluation, independent_pixel_bits, round_trip_error, un
 from .evaluation import evaluate as measure
 from .loop import FitResult, fit, resumed_recipe
 from .plots import image_grid, loss_curve
-from .progress import clock
+from .progress import clock, unread_is_fine
 from .recipe import GlowShape, Recipe
-from .run_folder import RunFolder, next_run
+from .run_folder import RunFolder, check_config, next_run
 
 if TYPE_CHECKING:
     from ..nn import ImageFlow
@@ -44,20 +47,29 @@ _TEST_DRAWS = 20
 
 
 def train(options: argparse.Namespace) -> int:
-    for module, what in (("matplotlib", "the loss curve"), ("PIL", "the sample grid"), ("tqdm", "the progress bar")):
+    wanted = {"matplotlib": "the loss curve", "PIL": "the sample grid"}
+    if options.progress == "bar":
+        wanted["tqdm"] = "the progress bar"
+    for module, what in wanted.items():
         need(module, what)  # said now rather than after the training
     began = time.monotonic()
     device = session.pick_device(options.device)
-    old = session.checkpoint_of(options.resume) if options.resume else None
+    old = None if options.resume is None else session.checkpoint_of(options.resume)
     config, parts = _new_run(options) if old is None else _old_run(options, old)
     training, validation, test = parts
     changes = _recipe_changes(options)
     torch.manual_seed(changes.get("seed", Recipe.seed))
     flow = session.build_glow(config["model"]).to(device)
-    folder = old or RunFolder(options.out or next_run(re.sub(r"[^\w.+-]+", "_", training.name) or "run"))
+    if old is not None:
+        folder = old
+    elif options.out is not None:
+        folder = RunFolder(options.out)
+    else:
+        folder = RunFolder(next_run(re.sub(r"[^\w.+-]+", "_", training.name) or "run"))
     if old is None:
         folder.begin()
-    _print_head(config["model"], parts, flow, device, folder)
+    with unread_is_fine(sys.stdout):
+        _print_head(config["model"], parts, flow, device, folder)
 
     result = fit(
         flow,
@@ -71,9 +83,13 @@ def train(options: argparse.Namespace) -> int:
         **changes,
     )
     if result.stopped == "signal":
-        return _stopped_by_signal(result, folder)
+        with unread_is_fine(sys.stdout):
+            _print_stopped(result, folder)
+        return 128 + result.signal
 
-    outcome = measure(flow, test, draws=_TEST_DRAWS)
+    with session.using(folder.path):
+        outcome = measure(flow, test, draws=_TEST_DRAWS)
+        samples = draw(flow, _SAMPLES_DRAWN, session.class_names(flow, config), None, 1.0, 0)
     pixels = independent_pixel_bits(training, validation, test)
     uniform = uniform_bits(training.grey_levels)
     test_entry = {"step": result.step, "test_bpd": outcome.mean, "test_standard_error": outcome.standard_error}
@@ -85,9 +101,9 @@ def train(options: argparse.Namespace) -> int:
         best=None if result.best is None else (result.best_step, result.best),
         title=f"{training.name}: {outcome.mean:.3f} bits per dimension on the test part",
     )
-    samples = draw(flow, _SAMPLES_DRAWN, session.class_names(flow, config), None, 1.0, 0)
     image_grid(folder.samples, samples, grey_levels=flow.grey_levels)
-    _print_result(result, outcome, pixels, uniform, folder, clock(time.monotonic() - began))
+    with unread_is_fine(sys.stdout):
+        _print_result(result, outcome, pixels, uniform, folder, clock(time.monotonic() - began))
     return 0
 
 
@@ -121,7 +137,11 @@ def _old_run(options: argparse.Namespace, folder: RunFolder) -> tuple[dict[str, 
         )
     if options.out is not None:
         raise TrainingError("--out: a resumed run stays in its folder; leave --out away")
+    check_config(config, folder.checkpoint)
     data, model = config["data"], config["model"]
+    missing = {"shape", "levels", "steps", "hidden", "classes"} - model.keys()
+    if missing:
+        raise TrainingError(f"{folder.checkpoint} is damaged: its model has no {', '.join(sorted(missing))}")
     asked = {f"--{option}": (getattr(options, option), model.get(name)) for option, name in _MODEL_OPTIONS.items()}
     asked["--depth"] = (list(options.depth) if isinstance(options.depth, tuple) else options.depth, model.get("steps"))
     asked["--classes"] = (options.classes or None, bool(model.get("classes")))
@@ -129,18 +149,19 @@ def _old_run(options: argparse.Namespace, folder: RunFolder) -> tuple[dict[str, 
     asked["--size"] = (options.size, data.get("size"))
     for option, (wish, has) in asked.items():
         if wish is not None and wish != has:
-            differs = (
-                f"{option} {wish} differs from the run's {has}" if wish is not True else f"the run has no {option}"
-            )
+            by = "x" if option == "--size" else ","
+            wish, has = (by.join(map(str, v)) if isinstance(v, list) else v for v in (wish, has))
+            none = f"{option} {wish}: the run has none" if wish is not True else f"the run has no {option}"
+            differs = f"{option} {wish} differs from the run's {has}" if has else none
             raise TrainingError(
                 f"{differs}: a resumed run keeps its model, data and recipe; only --steps and --patience may change"
             )
-    resumed_recipe(folder, None, _recipe_changes(options))
+    resumed_recipe(folder, None, _recipe_changes(options), lambda name: "--" + name.replace("_", "-"))
     if options.data is not None:  # the data may have moved; the checkpoint knows whether it is the same
         data = {**data, "source": _absolute(options.data)}
     # Sums run in another order on another number of threads: the run's own, unless told otherwise.
     set_threads(options.threads or config.get("threads"))
-    return {**config, "data": data}, session.run_data({"data": data})
+    return {**config, "data": data}, session.run_data({"data": data}, may_have_moved=options.data is None)
 
 
 def _print_head(model: dict[str, Any], parts: Parts, flow: ImageFlow, device: torch.device, folder: RunFolder) -> None:
@@ -153,8 +174,8 @@ def _print_head(model: dict[str, Any], parts: Parts, flow: ImageFlow, device: to
     steps = many(counts, "step") if isinstance(counts, int) else f"{', '.join(map(str, counts))} steps"
     threads = f", {many(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
     print(
-        f"data   {training.name}: {len(training)} images to train on, {len(validation)} for validation, {len(test)} "
-        f"for the test ({height} x {width}, {colour}, {training.grey_levels} levels)\n"
+        f"data   {training.name}: {many(len(training), 'image')} to train on, {len(validation)} for validation, "
+        f"{len(test)} for the test ({height} x {width}, {colour}, {training.grey_levels} levels)\n"
         f"model  Glow: {many(model['levels'], 'level')} of {steps}, width {model['hidden']}"
         f"{classes}; {parameters:,} parameters, on {device}{threads}\n"
         f"run    {folder.path} (Ctrl-C saves and stops)",
@@ -179,15 +200,15 @@ def _print_result(
         f"{folder.checkpoint.name}, {folder.metrics.name}, {folder.timing.name}, {folder.config.name}\n"
         f"\nnext\n"
         f"  nfkernels sample {folder.path} --temperature 0.7\n"
-        f"  nfkernels evaluate {folder.path}"
+        f"  nfkernels evaluate {folder.path}",
+        flush=True,
     )
 
 
-def _stopped_by_signal(result: FitResult, folder: RunFolder) -> int:
+def _print_stopped(result: FitResult, folder: RunFolder) -> None:
     name = "Ctrl-C" if result.signal == signal.SIGINT else signal.Signals(result.signal).name
     print(f"\nstopped by {name} after {many(result.step, 'step')}; everything is saved. To go on:")
     print(f"  nfkernels train --resume {folder.path}", flush=True)
-    return 128 + result.signal
 
 
 # --- sample ---------------------------------------------------------------------------------------------------------
@@ -198,8 +219,12 @@ def sample(options: argparse.Namespace) -> int:
     flow, folder, config = session.open_run(options.run, session.pick_device(options.device))
     names = session.class_names(flow, config)
     label = None if options.label is None else session.class_index(options.label, names)
-    images = draw(flow, options.count, names, label, options.temperature, options.seed)
     out = Path(options.out) if options.out is not None else folder.samples if folder else Path("samples.png")
+    for file in (out, options.npz and Path(options.npz)):  # seen now rather than after the sampling
+        if file is not None:
+            _check_can_be_written(file)
+    with session.using(options.run):
+        images = draw(flow, options.count, names, label, options.temperature, options.seed)
     image_grid(out, images, grey_levels=flow.grey_levels)
     of_class = "" if label is None else f" of class {names[label]}"
     print(f"{many(options.count, 'sample')}{of_class} at temperature {options.temperature:g}: {out}")
@@ -235,7 +260,7 @@ def evaluate(options: argparse.Namespace) -> int:
     if source is None:
         raise TrainingError(f"{options.run} does not say what data it was trained on: give --data")
     if source == own:
-        data, part = session.run_data(config)[2], "test part"
+        data, part = session.run_data(config, may_have_moved=True)[2], "test part"
     else:
         depth, height, width = flow.event_shape
         data = load_images(source, size=(height, width), channels=depth)
@@ -245,8 +270,15 @@ def evaluate(options: argparse.Namespace) -> int:
             f"{data.name} has {data.grey_levels} grey levels and the flow {flow.grey_levels}: bits per dimension "
             "of one mean nothing for the other"
         )
-    outcome = measure(flow, data, draws=options.draws, seed=options.seed)
-    largest = round_trip_error(flow, data, seed=options.seed)
+    names = session.class_names(flow, config)
+    if names is not None and data.classes is not None and list(data.classes) != names[: len(data.classes)]:
+        raise TrainingError(
+            f"the classes of {data.name} ({_listed(data.classes)}) are not those of the flow ({_listed(names)}): "
+            "expected the same names, in the same order"
+        )
+    with session.using(options.run):
+        outcome = measure(flow, data, draws=options.draws, seed=options.seed)
+        largest = round_trip_error(flow, data, seed=options.seed)
     if options.json:
         facts = {"data": data.name, "part": part, "images": outcome.samples, "draws": outcome.draws}
         facts |= {"bits_per_dim": outcome.mean, "standard_error": outcome.standard_error}
@@ -276,5 +308,22 @@ def many(count: int, thing: str) -> str:
 
 
 def _absolute(source: str) -> str:
-    """Where the data lies, whatever folder a later command is run in; ``"digits"`` is no path."""
-    return source if source == "digits" else str(Path(source).expanduser().absolute())
+    """Where the data lies, whatever folder a later command is run in; ``"digits"`` is no path.
+
+    What is not there stays as it was given: that is the name to complain about.
+    """
+    path = Path(source).expanduser()
+    return source if source == "digits" or not path.exists() else str(path.absolute())
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def _check_can_be_written(file: Path) -> None:
+    if not file.parent.is_dir():
+        raise TrainingError(f"{file} cannot be written: there is no folder {file.parent}, make it first")
+    if file.is_dir():
+        raise TrainingError(f"{file} is a folder: give the name of a file in it")
+    if not os.access(file.parent, os.W_OK):
+        raise TrainingError(f"{file} cannot be written: you may not write in {file.parent}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -38,6 +39,9 @@ class Interrupt:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested is None:
             self.requested, self._requested_at = number, time.monotonic()
+            # Straight to the descriptor: the signal may have come while Python was printing.
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nstopping after this step; again to quit at once\n")
         elif time.monotonic() - self._requested_at > _ECHO_SECONDS:
             self._restore()
             os.kill(os.getpid(), number)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # What a resumed run may be told anew; anything else would make it another run.
 RESUMABLE = ("steps", "patience")
+# Steps after which the time left is told.
+_SETTLED = 10
 
 Stopped = Literal["steps", "early", "signal", "callback"]
 
@@ -170,6 +172,10 @@ def _run(
                 return "early"
             if trainer.at >= recipe.steps:
                 return "steps"
+            if interrupt.requested is not None:  # since the last step, or before the first
+                if trainer.folder is not None and trainer.saved_at != trainer.at:
+                    _checkpoint(trainer, now, validate=False)
+                return "signal"
             trainer.step()
             now.step, last = trainer.at, trainer.at >= recipe.steps
             now.logged = trainer.at % recipe.log_every == 0 or last
@@ -208,11 +214,13 @@ class _Clock:
         self._first, self._began = trainer.at, time.monotonic()
         self._step, self._since, self._paused = trainer.at, self._began, 0.0
 
-    def read(self) -> tuple[float, float]:
+    def read(self) -> tuple[float, float | None]:
         trainer, now = self._trainer, time.monotonic()
         steps, seconds = trainer.at - self._step, max(now - self._since - self._paused, 1e-9)
         rate = steps * trainer.batch_size / seconds
-        left = (trainer.recipe.steps - trainer.at) * (now - self._began) / max(trainer.at - self._first, 1)
+        done, steps_left = trainer.at - self._first, trainer.recipe.steps - trainer.at
+        # The first steps are slower than the rest (allocations, kernels that are compiled): no guess from those.
+        left = steps_left * (now - self._began) / done if done >= _SETTLED or not steps_left else None
         self._step, self._since, self._paused = trainer.at, now, 0.0
         if trainer.folder is not None:
             elapsed = round(now - self._began, 3)
@@ -239,8 +247,13 @@ def _own_randomness(device: torch.device) -> Iterator[None]:
         cudnn.deterministic = before
 
 
-def resumed_recipe(folder: RunFolder, recipe: Recipe | None, changes: dict[str, Any]) -> Recipe:
-    """The recipe of the run in ``folder`` with what may be told anew; ``TrainingError`` for anything else."""
+def resumed_recipe(
+    folder: RunFolder, recipe: Recipe | None, changes: dict[str, Any], spelled: Callable[[str], str] = str
+) -> Recipe:
+    """The recipe of the run in ``folder`` with what may be told anew; ``TrainingError`` for anything else.
+
+    ``spelled`` gives the name of a field as the user knows it.
+    """
     facts = read_facts(folder.checkpoint)
     try:
         stored = Recipe(**facts["recipe"])
@@ -251,10 +264,12 @@ def resumed_recipe(folder: RunFolder, recipe: Recipe | None, changes: dict[str, 
         value = tuple(value) if name == "betas" else value
         if name not in RESUMABLE and value != getattr(stored, name):
             raise TrainingError(
-                f"{name} {value!r} differs from the run's {getattr(stored, name)!r}: a resumed run keeps its recipe, "
-                f"only {' and '.join(RESUMABLE)} may change"
+                f"{spelled(name)} {value!r} differs from the run's {getattr(stored, name)!r}: a resumed run keeps its "
+                f"recipe, only {' and '.join(map(spelled, RESUMABLE))} may change"
             )
     resumed = dataclasses.replace(stored, **{name: wanted[name] for name in RESUMABLE if name in wanted})
     if resumed.steps < facts["step"]:
-        raise TrainingError(f"steps {resumed.steps}: {folder.path} already has {facts['step']} steps; ask for more")
+        raise TrainingError(
+            f"{spelled('steps')} {resumed.steps}: {folder.path} already has {facts['step']} steps; ask for more"
+        )
     return resumed

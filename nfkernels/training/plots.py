@@ -43,8 +43,11 @@ def loss_curve(
 
     history = list(history)
     key = "bpd" if unit == "bits/dim" else "nll"
-    train = [(e["step"], e[key]) for e in history if e.get(key) is not None]
-    held_out = [(e["step"], e[f"validation_{key}"]) for e in history if e.get(f"validation_{key}") is not None]
+
+    def points(name: str) -> list[tuple[int, float]]:  # a file that somebody has edited may hold anything
+        return [(e["step"], e[name]) for e in history if isinstance(e.get(name), (int, float))]
+
+    train, held_out = points(key), points(f"validation_{key}")
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -89,8 +92,9 @@ def _range(train: list[float], held_out: list[float], baselines: Iterable[float]
 def image_grid(
     path: str | os.PathLike[str], images: Tensor, *, grey_levels: int = 256, columns: int | None = None
 ) -> None:
-    """Writes uint8 images `[N, C, H, W]` (one channel or three) side by side as a PNG, atomically.
+    """Writes uint8 images `[N, C, H, W]` side by side as a PNG, atomically: RGB of three channels or more, else grey.
 
+    Of two channels the first is drawn, of more than three the first three.
     Values 0 .. grey_levels - 1 become black .. white; small images are enlarged by a whole factor. ``columns`` is by
     default such that the grid is about square.
 
@@ -98,8 +102,9 @@ def image_grid(
         DataError: Pillow is not installed. ValueError: images of another shape. OSError: the file cannot be written.
     """
     pillow = need("PIL.Image", "writing pictures")
-    if images.dim() != 4 or images.shape[1] not in (1, 3) or not len(images):
-        raise ValueError(f"images are {list(images.shape)}: expected [N, 1, H, W] or [N, 3, H, W] with N at least 1")
+    if images.dim() != 4 or not images.numel():
+        raise ValueError(f"images are {list(images.shape)}: expected [N, C, H, W], none of them 0")
+    images = images[:, : 3 if images.shape[1] >= 3 else 1]
     count, depth, height, width = images.shape
     columns = min(columns or math.ceil(math.sqrt(count)), count)
     rows = math.ceil(count / columns)

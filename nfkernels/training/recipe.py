@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -118,6 +119,11 @@ def auto_levels(height: int, width: int) -> int:
     while levels < 3 and height % 2 == width % 2 == 0 and min(height, width) >= 4:
         levels, height, width = levels + 1, height // 2, width // 2
     return levels
+
+
+def most_threads() -> int:
+    """The largest number of CPU threads that is taken at its word: many more crash OpenMP."""
+    return max(1024, 4 * (os.cpu_count() or 1))
 
 
 def _is_int(value: Any) -> bool:

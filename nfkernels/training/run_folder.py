@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .._atomic import write_text
 from .errors import TrainingError
+from .recipe import most_threads
 
 
 class RunFolder:
@@ -51,14 +53,12 @@ class RunFolder:
     def read_config(self) -> dict[str, Any]:
         """``TrainingError`` where ``config.json`` is missing or damaged."""
         try:
-            config = json.loads(self.config.read_text())
+            config = json.loads(self.config.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise TrainingError(f"{self.config} is not there: {self.path} is not the folder of a run") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise TrainingError(f"{self.config} cannot be read ({error})") from error
-        if not isinstance(config, dict):
-            raise TrainingError(f"{self.config} is not the configuration of a run")
-        return config
+        return check_config(config, self.config)
 
     def log(self, entry: dict[str, Any]) -> None:
         _append(self.metrics, entry)
@@ -79,12 +79,68 @@ class RunFolder:
         if not self.metrics.exists():
             return []
         entries = []
-        for line in self.metrics.read_text().split("\n")[:-1]:
+        for line in self.metrics.read_bytes().decode(errors="replace").split("\n")[:-1]:
             try:
-                entries.append(json.loads(line))
-            except ValueError:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(entry, dict) and is_whole(entry.get("step")):
+                entries.append(entry)
         return entries
+
+
+def check_config(config: Any, where: object) -> dict[str, Any]:
+    """``config`` as it is, if it is what ``nfkernels train`` writes, as far as it goes; else ``TrainingError``."""
+
+    def several(value: Any, kind: Callable[[Any], bool], count: int | None = None) -> bool:
+        return isinstance(value, list) and count in (None, len(value)) and all(map(kind, value))
+
+    def size(value: Any) -> bool:
+        return is_whole(value, 1)
+
+    def word(value: Any) -> bool:
+        return isinstance(value, str)
+
+    def fits(part: dict[str, Any], wanted: dict[str, Callable[[Any], bool]]) -> str | None:
+        return next((name for name, fit in wanted.items() if name in part and not fit(part[name])), None)
+
+    if not isinstance(config, dict):
+        raise TrainingError(f"{where} is damaged: the run's configuration is no JSON object")
+    wrong = fits(
+        config,
+        {
+            "data": lambda v: isinstance(v, dict),
+            "model": lambda v: isinstance(v, dict),
+            "threads": lambda v: v is None or is_whole(v, 1, most_threads()),
+        },
+    )
+    wrong = wrong or fits(
+        config.get("data", {}),
+        {
+            "source": word,
+            "size": lambda v: v is None or several(v, size, 2),
+            "channels": lambda v: v is None or size(v),
+            "split_seed": is_whole,
+            "classes": lambda v: v is None or several(v, word),
+        },
+    )
+    wrong = wrong or fits(
+        config.get("model", {}),
+        {
+            "shape": lambda v: several(v, size, 3),
+            "levels": size,
+            "steps": lambda v: size(v) or several(v, size),
+            "hidden": size,
+            "classes": lambda v: v is None or size(v),
+        },
+    )
+    if wrong:
+        raise TrainingError(f"{where} is damaged: the run's configuration has no usable {wrong!r}")
+    return config
+
+
+def is_whole(value: Any, least: int = 0, most: int = 2**63 - 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def next_run(name: str, root: str | os.PathLike[str] = "runs") -> Path:

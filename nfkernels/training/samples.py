@@ -35,7 +35,7 @@ def as_samples(data: Data, flow: Flow, what: str = "data") -> Samples:
 
     Raises:
         DataError: no samples, contexts that are missing or of another number, non-finite samples (counted), another
-            number of grey levels.
+            number of grey levels or image shape, more classes than the flow has.
     """
     if isinstance(data, ImageData):
         conditional = bool(getattr(flow, "classes", None))
@@ -44,6 +44,11 @@ def as_samples(data: Data, flow: Flow, what: str = "data") -> Samples:
         levels = getattr(flow, "grey_levels", data.grey_levels)
         if levels != data.grey_levels:
             raise DataError(f"{data.name} has {data.grey_levels} grey levels, the flow was built for {levels}")
+        if conditional and isinstance(flow.classes, int) and len(data.classes) > flow.classes:
+            raise DataError(f"{data.name} has {len(data.classes)} classes, the flow was built for {flow.classes}")
+        shape, wanted = tuple(data.images.shape[1:]), getattr(flow, "event_shape", None)
+        if is_image_flow(flow) and wanted is not None and shape != tuple(wanted):
+            raise DataError(f"{data.name} has images {list(shape)}, the flow was built for {list(wanted)} [C, H, W]")
         samples = Samples(data.images, data.labels if conditional else None, data.name)
     elif isinstance(data, Tensor):
         samples = Samples(data, None, what)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .data import ImageData, load_images, split
-from .errors import TrainingError
+from .data import DataError, ImageData, load_images, split
+from .errors import TrainingError, is_out_of_memory
 from .recipe import GlowShape, auto_levels
 from .run_folder import RunFolder
 
@@ -86,11 +88,24 @@ def build_glow(description: dict[str, Any]) -> ImageFlow:
     """``TrainingError`` with Glow's own sentence where it refuses its arguments."""
     from ..models import Glow
 
-    arguments = dict(description)
     try:
+        arguments = dict(description)
         return Glow(tuple(arguments.pop("shape")), **arguments)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise TrainingError(f"a Glow cannot be built: {error}") from error
+
+
+@contextlib.contextmanager
+def using(what: object) -> Iterator[None]:
+    """Inside, what a flow itself refuses (a matrix that is singular, say) is a ``TrainingError`` that names it."""
+    try:
+        yield
+    except (DataError, TrainingError):
+        raise
+    except (ValueError, torch.linalg.LinAlgError) as error:
+        raise TrainingError(f"the flow of {what} cannot be used: {error}") from error
 
 
 def open_run(path: str | os.PathLike[str], device: torch.device) -> tuple[ImageFlow, RunFolder | None, dict[str, Any]]:
@@ -99,6 +114,7 @@ def open_run(path: str | os.PathLike[str], device: torch.device) -> tuple[ImageF
     Raises:
         TrainingError: there is no run, or what is there is no image flow. CheckpointError: the file is damaged.
     """
+    from .. import models  # noqa: F401 (a file may name its classes, which are known once it is imported)
     from ..nn import ImageFlow, load
 
     path = Path(path)
@@ -117,6 +133,11 @@ def open_run(path: str | os.PathLike[str], device: torch.device) -> tuple[ImageF
     flow = load(file)
     if not isinstance(flow, ImageFlow):
         raise TrainingError(f"{file} holds a {type(flow).__name__}, which is not a flow of images")
+    # Buffers may well hold infinities (masks); weights never.
+    bad = sum(int((~torch.isfinite(weight)).sum()) for weight in flow.parameters())
+    if bad:
+        total = sum(weight.numel() for weight in flow.parameters())
+        raise TrainingError(f"{file}: {bad} of {total} weights are not finite, so it is of no use: train again")
     return flow.to(device).eval(), folder, config
 
 
@@ -127,18 +148,22 @@ def checkpoint_of(path: str | os.PathLike[str]) -> RunFolder:
         raise TrainingError(f"{path} does not exist{_runs_nearby(folder.path)}")
     if not folder.path.is_dir():
         raise TrainingError(f"{path} is not the folder of a run: give the folder, not a file in it")
+    if folder.checkpoint.is_dir():
+        raise TrainingError(f"{folder.checkpoint} is a folder: expected the file that nfkernels train wrote")
     if not folder.checkpoint.exists():
         raise TrainingError(f"{path} holds no {folder.checkpoint.name}: nothing to resume")
     return folder
 
 
-def run_data(config: dict[str, Any]) -> tuple[ImageData, ImageData, ImageData]:
+def run_data(config: dict[str, Any], *, may_have_moved: bool = False) -> tuple[ImageData, ImageData, ImageData]:
     """The train, validation and test parts that a configuration describes. ``DataError`` where they are gone."""
     try:
         data = config["data"]
         source, size, channels, seed = data["source"], data["size"], data["channels"], data["split_seed"]
     except (KeyError, TypeError) as error:
         raise TrainingError(f"the run's configuration does not say what data it used ({error})") from error
+    if may_have_moved and source != "digits" and not Path(source).expanduser().exists():
+        raise TrainingError(f"the run's data, {source}, is not there any more: if it moved, give --data PATH")
     return split(load_images(source, size=None if size is None else tuple(size), channels=channels), seed=seed)
 
 

@@ -87,7 +87,13 @@ class Trainer:
         if self.folder is not None:
             self.folder.begin()
             self.folder.write_config(self.config)
-            self.flow.save(self.folder.model)
+            # First of all the checkpoint: a run that is killed before its first validation can be resumed, too.
+            self.save()
+            try:
+                self.flow.save(self.folder.model)
+            except Exception:  # a flow that cannot be described: the folder is to be free for the next attempt
+                self.folder.checkpoint.unlink(missing_ok=True)
+                raise
 
     def step(self) -> None:
         """One optimiser step. Nothing in here waits for the device."""
@@ -208,7 +214,11 @@ class Trainer:
             self._noise.set_state(tensors["random"]["noise"])
             set_rng_state(tensors["random"], self.device)
             self._window.copy_(tensors["window"]["sums"])
-            self.best = Best(**facts["best"])
+            best = {name: tensor.to(self.device) for name, tensor in tensors.get("best", {}).items()}
+            own = {name: tensor.shape for name, tensor in self.flow.state_dict().items()}
+            if best and {name: tensor.shape for name, tensor in best.items()} != own:
+                raise DataError("its best weights are not those of the flow")
+            self.best, self.best_weights = Best(**facts["best"]), best or None
             self.at = self.saved_at = facts["step"]
             self.folder.truncate_metrics(facts["metrics_size"])
         except (KeyError, TypeError, DataError) as error:
@@ -217,8 +227,6 @@ class Trainer:
             reason = str(error).strip().splitlines()[-1].strip()
             raise TrainingError(f"{path} is of another flow: {reason}") from error
         self.history = self.folder.history()
-        if tensors.get("best"):
-            self.best_weights = {name: tensor.to(self.device) for name, tensor in tensors["best"].items()}
         self.flow.train()
 
     def _keep(self) -> None:

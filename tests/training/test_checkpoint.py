@@ -111,6 +111,70 @@ def test_another_run_is_refused(tmp_path):
         train(tmp_path / "nowhere", resume=True)
 
 
+def facts(**changes):
+    """A description that is whole."""
+    best = {"loss": None, "step": 0, "stale": 0, "latest": None}
+    order = {"epoch": 0, "position": 0, "images": 40}
+    parts = {"step": 0, "recipe": {}, "best": best, "order": order, "data": {}, "metrics_size": 0, "config": {}}
+    return parts | changes
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "x"},
+        {"step": None},
+        {"step": -1},
+        {"step": True},
+        {"data": None},
+        {"config": None},
+        {"recipe": [1]},
+        {"best": {"loss": "x"}},
+        {"order": {"epoch": 0, "position": "x", "images": 40}},
+        {"order": {"epoch": 0, "position": -7, "images": 40}},
+        {"order": {"epoch": 0, "position": 41, "images": 40}},
+        {"metrics_size": -3},
+    ],
+    ids=str,
+)
+def test_a_description_with_wrong_values_is_refused(tmp_path, change):
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, {"a": {"x": torch.zeros(1)}}, facts())
+    load_checkpoint(path)
+    save_checkpoint(path, {"a": {"x": torch.zeros(1)}}, facts(**change))
+    with pytest.raises(TrainingError, match=f"is damaged: its description has no usable '{next(iter(change))}'"):
+        load_checkpoint(path)
+
+
+def test_a_description_nested_without_end_is_refused(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    save_file({"a": torch.zeros(1)}, path, {"nfkernels_checkpoint": '{"version": 1, "a": ' + "[" * 100_000})
+    with pytest.raises(TrainingError, match="is damaged"):
+        load_checkpoint(path)
+
+
+def test_a_run_killed_before_its_first_validation_can_be_resumed(tmp_path):
+    train(tmp_path / "straight")
+
+    def killed(now):
+        if now.step == 3:  # the first validation, and with it a checkpoint, is at 5
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path / "parts", callback=killed)
+    assert load_checkpoint(tmp_path / "parts" / "checkpoint.safetensors")[1]["step"] == 0
+    train(tmp_path / "parts", glow(seed=9), resume=True)
+    assert_same_run(tmp_path / "straight", tmp_path / "parts")
+
+
+def test_a_flow_that_cannot_be_saved_leaves_no_run_behind(tmp_path):
+    flow = glow()
+    flow.save = lambda path: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path / "run", flow)
+    train(tmp_path / "run")
+
+
 class Bomb:
     def __reduce__(self):
         return (sys.exit, ("a pickle was executed",))
@@ -161,7 +225,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
 
     def full(tensors, path, metadata):
         saved.append(path)
-        if len(saved) == 2:
+        if len(saved) == 3:  # after those of step 0 and 5
             path.write_bytes(b"half a checkpoint")
             raise SafetensorError(f"I/O error: No space left on device (os error {errno.ENOSPC})")
         real(tensors, path, metadata)
@@ -190,9 +254,10 @@ def test_a_full_disk_while_logging_is_told(tmp_path):
 
 def test_tensors_that_share_memory_are_saved(tmp_path):
     shared = torch.arange(4.0)
-    save_checkpoint(tmp_path / "file", {"a": {"x": shared, "y": shared[:2]}, "b": {"x": shared}}, {"step": 1})
-    groups, facts = load_checkpoint(tmp_path / "file")
-    assert facts["step"] == 1
+    written = facts(step=1)
+    save_checkpoint(tmp_path / "file", {"a": {"x": shared, "y": shared[:2]}, "b": {"x": shared}}, written)
+    groups, read = load_checkpoint(tmp_path / "file")
+    assert read == {"version": 1, **written}
     assert torch.equal(groups["a"]["y"], shared[:2])
     assert torch.equal(groups["b"]["x"], shared)
 

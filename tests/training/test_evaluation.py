@@ -1,5 +1,6 @@
 """Numbers that a reader relies on, against flows whose bits are known."""
 
+import dataclasses
 import math
 
 import pytest
@@ -97,7 +98,15 @@ def test_independent_pixels_on_the_digits():
 
 
 def test_data_that_does_not_fit_is_told():
-    with pytest.raises(ValueError, match=r"takes images \[B, 1, 4, 4\]"):
+    with pytest.raises(ValueError, match=r"images \[1, 6, 6\], the flow was built for \[1, 4, 4\]"):
         evaluate(glow(), ImageData(torch.zeros(2, 1, 6, 6, dtype=torch.uint8), None, 5, None, "large"))
     with pytest.raises(ValueError, match="draws is 0"):
         evaluate(glow(), stripes(2), draws=0)
+
+
+def test_more_classes_than_the_flow_has_are_told():
+    data = stripes(8, labels=True)
+    more = dataclasses.replace(data, classes=("rows", "columns", "neither"))
+    with pytest.raises(DataError, match="stripes has 3 classes, the flow was built for 2"):
+        evaluate(glow(classes=2), more)
+    evaluate(glow(), more, draws=1)  # nobody asks for the classes

@@ -16,7 +16,7 @@ from nfkernels.training import DataError, Recipe, TrainingError, evaluate, fit
 from nfkernels.training.evaluation import mean_loss
 from nfkernels.training.optim import Optimizer
 from nfkernels.training.samples import as_samples
-from nfkernels.training.trainer import _VALIDATION
+from nfkernels.training.trainer import _VALIDATION, Trainer
 
 
 def weights(flow):
@@ -124,6 +124,21 @@ def test_callback_and_signals_stop_after_the_step(tmp_path):
         assert (tmp_path / name / "model.safetensors").exists()
     with pytest.raises(KeyboardInterrupt):  # not asked to look after signals: Python's own behaviour
         fit(glow(), stripes(16), steps=50, callback=interrupt, **QUICK)
+
+
+def test_a_signal_before_the_first_step_is_heeded(tmp_path, monkeypatch, capfd):
+    begin = Trainer.begin
+
+    def interrupted(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        begin(self)
+
+    monkeypatch.setattr(Trainer, "begin", interrupted)
+    options = {"steps": 6, "run": tmp_path / "run", **QUICK}
+    stopped = fit(glow(), stripes(16), signals=True, **options)
+    assert (stopped.stopped, stopped.step) == ("signal", 0)
+    assert "stopping after this step; again to quit at once\n" in capfd.readouterr().err
+    assert fit(glow(), stripes(16), resume=True, **options).step == 6
 
 
 class Breaking:

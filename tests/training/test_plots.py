@@ -40,10 +40,20 @@ def test_colour_and_large_grids(tmp_path):
     picture = Image.open(tmp_path / "grid.png")
     assert picture.mode == "RGB"
     assert picture.getpixel((picture.width // 2, picture.height // 2)) == (255, 0, 0)
-    for wrong in (images[0], images[:0], torch.zeros(1, 2, 4, 4, dtype=torch.uint8)):
+    for wrong in (images[0], images[:0], torch.zeros(1, 0, 4, 4, dtype=torch.uint8)):
         with pytest.raises(ValueError, match="expected"):
             image_grid(tmp_path / "wrong.png", wrong)
     assert not (tmp_path / "wrong.png").exists()
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(2, "L"), (4, "RGB"), (5, "RGB")])
+def test_other_numbers_of_channels_are_drawn_too(tmp_path, channels, mode):
+    images = torch.zeros(1, channels, 4, 4, dtype=torch.uint8)
+    images[0, 0] = 255
+    image_grid(tmp_path / "grid.png", images)
+    picture = Image.open(tmp_path / "grid.png")
+    assert picture.mode == mode
+    assert picture.getpixel((picture.width // 2, picture.height // 2)) == (255 if mode == "L" else (255, 0, 0))
 
 
 def test_loss_curve_is_a_picture_of_the_losses(tmp_path):

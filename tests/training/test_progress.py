@@ -1,9 +1,11 @@
 """What a run tells while it runs."""
 
 import io
+import os
 
 import pytest
 
+from nfkernels.training import progress
 from nfkernels.training.loop import Progress
 from nfkernels.training.progress import Bar, Lines, Silent, clock, reporter
 
@@ -25,8 +27,8 @@ def test_lines_are_few_and_whole():
     file = io.StringIO()
     walk(Lines(file))
     assert file.getvalue().splitlines() == [
-        "step 2/4, bpd 2.500, 1234 images/s, 1:05 left",
-        "step 4/4, bpd 2.000, validation 2.250, 1234 images/s, 1:05 left",
+        "step 2/4, bpd 2.500, 1:05 left, 1234 images/s",
+        "step 4/4, bpd 2.000, 1:05 left, 1234 images/s, validation 2.250",
     ]
 
 
@@ -35,8 +37,41 @@ def test_bar_shows_step_loss_speed_and_time_left():
     file = io.StringIO()
     walk(Bar(file))
     last = file.getvalue().split("\r")[-1]
-    for part in ("step 4/4", "bpd 2.000", "validation 2.250", "1234 images/s", "00:00 left"):
+    for part in ("step 4/4", "bpd 2.000", "validation 2.250", "1234 images/s", "1:05 left"):
         assert part in last
+
+
+def test_a_narrow_terminal_gets_the_important_numbers_whole(monkeypatch):
+    pytest.importorskip("tqdm")
+    now = Progress(4, 4, "bits/dim", loss=2.0, validation=2.25, per_second=1234.4, seconds_left=65.2)
+    texts = []
+    for columns in (20, 30, 40, 55, 80):
+        monkeypatch.setattr(progress, "_columns", lambda file, columns=columns: columns)
+        texts.append(Bar(io.StringIO())._text(now))
+    assert texts == [
+        "",
+        " bpd 2.000",
+        " bpd 2.000, 1:05 left",
+        " bpd 2.000, 1:05 left, 1234 images/s",
+        " bpd 2.000, 1:05 left, 1234 images/s, validation 2.250",
+    ]
+
+
+@pytest.mark.parametrize("kind", [Lines, Bar])
+def test_a_reader_that_has_gone_stops_nothing(kind):
+    if kind is Bar:
+        pytest.importorskip("tqdm")
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as file:
+        walk(kind(file))
+        print("still", file=file, flush=True)  # to nowhere, by now
+
+
+def test_without_tqdm_a_terminal_gets_lines(monkeypatch):
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress.importlib.util, "find_spec", lambda name: None)
+    assert isinstance(reporter(True), Lines)
 
 
 def test_choice():

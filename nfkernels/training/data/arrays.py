@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _IMAGES = ("images", "x", "x_train", "data", "arr_0")
 _LABELS = ("labels", "y", "y_train")
+_LARGE_FILE = 2**20  # bytes
 _SHAPES = "[N, H, W], [N, H, W, C] or [N, C, H, W] with C from 1 to 4"
 
 
@@ -36,7 +37,11 @@ def load_arrays(path: Path, size: tuple[int, int] | None, channels: int | None) 
             else:
                 train = _pair(path, loaded, _IMAGES, _LABELS)
                 test = _pair(path, loaded, ("x_test",), ("y_test",)) if "x_test" in loaded else None
-    except (DataError, MemoryError):
+    except DataError:
+        raise
+    except MemoryError as error:
+        if path.stat().st_size < _LARGE_FILE:  # a damaged header; compression of uint8 images never gains that much
+            raise DataError(f"{path} is damaged: its header tells of more than fits into memory ({error})") from error
         raise
     except Exception as error:  # a damaged file may be an error of numpy, zipfile, zlib, tokenize, ...
         raise DataError(f"{path} cannot be read as uint8 images without loading python objects ({error})") from error

@@ -132,4 +132,7 @@ def _with_channels(images: torch.Tensor, channels: int | None, source: str) -> t
         for part, target in zip(images.split(4096), grey.split(4096), strict=True):  # in parts: sums are int32
             target.copy_(((part * weights).sum(1, keepdim=True) + 32768) >> 16)
         return grey
-    raise DataError(f"{source}: images have {have} channels and cannot be turned into {channels}: leave out channels")
+    raise DataError(
+        f"{source}: images have {have} channel{'s' * (have != 1)} and cannot be turned into {channels}: leave out "
+        "--channels"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,13 @@ def load_folder(folder: Path, size: tuple[int, int] | None, channels: int | None
         raise DataError(f"{folder}: pictures can be read with 1 or 3 channels, not {channels}")
     pillow = need("PIL.Image", "reading pictures")
     pillow.init()  # here, once: registering the formats is not made for several threads
+    with warnings.catch_warnings():
+        # Of a picture that is merely large; one twice that size is refused by Pillow itself.
+        warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
+        return _load(folder, size, channels)
+
+
+def _load(folder: Path, size: tuple[int, int] | None, channels: int | None) -> ImageData:
     paths, labels, classes = _find(folder)
     if channels is None:
         channels = 1 if all(_is_grey(path) for path in paths) else 3

@@ -124,6 +124,11 @@ def split(
         n_test = default_test if test is None else _count(test, total, "test")
     n_validation = default_validation if validation is None else _count(validation, total, "validation")
     n_train = total - n_validation - n_test
+    if n_train < 1 and validation is None and test is None:
+        least, parts = (
+            (3, "to train, to validate and to test") if data.test is None else (2, "to train and to validate")
+        )
+        raise DataError(f"{data.name} has {total} image{'s' * (total != 1)}: at least {least} are needed, {parts} on")
     if n_train < 1:
         raise DataError(
             f"{data.name} has {total} images, so {n_validation} for validation and {n_test} for test leave none to "

@@ -71,7 +71,7 @@ def load_images(
             return load_idx(path, wanted, channels)
         return load_folder(path, wanted, channels)
     if not path.exists():
-        close = difflib.get_close_matches(str(source).lower(), ["digits"])
+        close = difflib.get_close_matches(path.name.lower(), ["digits"])
         hint = 'did you mean "digits"?' if close else f"expected {_ACCEPTED}"
         raise DataError(f"{source} does not exist: {hint}")
     if path.suffix.lower() in (".npz", ".npy"):
