@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
 from collections import OrderedDict
@@ -116,6 +117,14 @@ def _quietly() -> Iterator[None]:
 
 def _restore(module: nn.Module, tensors: dict[str, Tensor], frozen: list[str] | None) -> None:
     state = {key.removeprefix(_STATE): value for key, value in tensors.items() if key.startswith(_STATE)}
+    own = module.state_dict()
+    for what, names in (
+        ("lacks", own.keys() - state.keys()),
+        ("has, unasked for,", state.keys() - own.keys()),
+        ("has the wrong shape of", {n for n in own.keys() & state.keys() if own[n].shape != state[n].shape}),
+    ):
+        if names:  # torch would name all of them, a page long
+            raise CheckpointError(f"{what} {len(names)} of its flow's {len(own)} tensors, {min(names)!r} among them")
     module.load_state_dict(state, assign=True)
     if frozen is not None:  # absent from older files
         for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -283,6 +292,10 @@ def build(config: Any, tensors: dict[str, Tensor]) -> nn.Module:
         given = {k: decode(v) for k, v in value["args"].items()}
         positional, named = given.pop("*", ()), given.pop("**", {})
         maker = _MAKERS.get(name) or (_TORCH[name][0] if name in _TORCH else registered().get(name))
+        if maker is None:
+            # The package's own models register when they are imported, which nobody may have done yet.
+            importlib.import_module("nfkernels.models")
+            maker = registered().get(name)
         if maker is None:
             raise CheckpointError(
                 f"is made of a class {name!r} that this program does not know: import the module that defines "
