@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from models.plain_glow import PlainGlow, copy_weights

@@ -145,7 +145,8 @@ void copy_passing(const Coupling& k, const Runs& runs, const Port<T>& from, cons
   if (k.channels == k.transformed) return;
   const int64_t c0 = k.first == 0 ? k.transformed : 0;
   const Part part = part_of(runs.passing_rows, runs.passing_length, i, n);
-  T scratch[kBlock] = {};
+  T scratch[kBlock];
+  if (!from.data) fill(scratch, kBlock, T(0));
   for (int64_t row = part.row0; row < part.row1; ++row) {
     char* dst = to.start(b, c0, row);
     const char* src = from.data ? from.start(b, c0, row) : nullptr;
