@@ -28,13 +28,12 @@ NF_FN int32_t to_bits(float f) {
   return i;
 }
 
-// Contraction to a fused multiply-add is left to the compiler: it happens where the instruction set has one.
-NF_FN float exp_(float x) {
-  // The bounds are where the result is already infinite or zero; comparisons keep NaN.
-  x = x > 89.0f ? 89.0f : x;
-  x = x < -104.0f ? -104.0f : x;
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const float n = (x * 1.44269504088896341f + magic) - magic;
+// exp for x in [-104, 89] or NaN. Contraction to a fused multiply-add is left to the compiler.
+NF_FN float exp_bounded(float x) {
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits
+  const float t = x * 1.44269504088896341f + magic;
+  const float n = t - magic;
+  const int32_t k = to_bits(t) - 0x4b400000;
   float r = x - n * 0.693359375f;
   r = r - n * -2.12194440e-4f;
   float p = 1.9875691500e-4f;
@@ -44,10 +43,23 @@ NF_FN float exp_(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  // 2^n in two factors, so that denormal results and the overflow to infinity come out right.
-  const int32_t k = static_cast<int32_t>(n == n ? n : 0.0f);
+  // 2^k in two factors, so that denormal results and the overflow to infinity come out right. (k of a NaN is any
+  // number; p is NaN then. The sums wrap as unsigned numbers do.)
   const int32_t half = k >> 1;
-  return p * from_bits((half + 127) << 23) * from_bits((k - half + 127) << 23);
+  const uint32_t low = static_cast<uint32_t>(half) + 127u, high = static_cast<uint32_t>(k - half) + 127u;
+  return p * from_bits(static_cast<int32_t>(low << 23)) * from_bits(static_cast<int32_t>(high << 23));
+}
+
+// The bounds are where the result is infinite or zero already; comparisons keep NaN.
+NF_FN float exp_(float x) {
+  x = x > 89.0f ? 89.0f : x;
+  return exp_bounded(x < -104.0f ? -104.0f : x);
+}
+
+// exp(-|x|), what sigmoid, softplus and tanh are made of: one bound is enough.
+NF_FN float exp_minus_abs(float x) {
+  const float a = std::fabs(x);
+  return exp_bounded(-(a > 104.0f ? 104.0f : a));
 }
 
 // log for x >= 0, denormals included; 0 gives -inf, negative and NaN give NaN.
@@ -99,7 +111,7 @@ NF_FN float log1p_unit(float u) {
 
 NF_FN float tanh_(float x) {
   const float a = std::fabs(x);
-  const float u = exp_(-2.0f * a);
+  const float u = exp_minus_abs(2.0f * a);
   const float far = (1.0f - u) / (1.0f + u);
   const float z = a * a;
   float p = -5.70498872745e-3f;
@@ -128,6 +140,7 @@ NF_FN float atan_(float x) {
 }
 
 NF_FN double exp_(double x) { return std::exp(x); }
+NF_FN double exp_minus_abs(double x) { return std::exp(-std::fabs(x)); }
 NF_FN double log_(double x) { return std::log(x); }
 NF_FN double log1p_unit(double u) { return std::log1p(u); }
 NF_FN double tanh_(double x) { return std::tanh(x); }

@@ -59,7 +59,7 @@ NF_FN Scale<T> scale_of(T r, T g, T log_g, const MapConstants<T>& c) {
     out.by_gain = c.gain * value;
   } else if constexpr (kind == MapKind::tanh) {
     const T value = c.clamp * tanh_(a);
-    const T u = exp_(T(-2) * std::fabs(a));
+    const T u = exp_minus_abs(T(2) * a);
     const T q = T(1) + u;
     out.log_s = k * value;
     out.s = exp_(out.log_s);
@@ -78,7 +78,7 @@ NF_FN Scale<T> scale_of(T r, T g, T log_g, const MapConstants<T>& c) {
     out.derivative = k / (q * q) * c.prescale;
     out.by_gain = c.gain * (a / q);
   } else if constexpr (kind == MapKind::sigmoid) {
-    const T u = exp_(-std::fabs(a));
+    const T u = exp_minus_abs(a);
     const T high = T(1) / (T(1) + u), low = u * high;
     const bool positive = a >= T(0);
     const T p = positive ? high : low, rest = positive ? low : high;  // sigmoid(a), sigmoid(-a)
@@ -93,7 +93,7 @@ NF_FN Scale<T> scale_of(T r, T g, T log_g, const MapConstants<T>& c) {
       out.by_gain = c.gain * p / out.s;
     }
   } else if constexpr (kind == MapKind::softplus) {
-    const T u = exp_(-std::fabs(a));
+    const T u = exp_minus_abs(a);
     const T value = max_(a, T(0)) + log1p_unit(u);
     const T p = (a >= T(0) ? T(1) : u) / (T(1) + u);
     const T free = k * value + c.eps;
