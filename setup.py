@@ -107,10 +107,7 @@ class Build(build_ext):
             objects.append(f"{name}.o")
             lines.append(f"build {name}.o: compile {self.escape(ROOT.resolve() / 'csrc' / source)}")
             lines.append("  flags = " + " ".join([*COMMON, *flags, *defines]))
-        if sys.platform == "darwin":
-            link = ["-undefined dynamic_lookup"]
-        else:
-            link = ["-Wl,--no-as-needed"]
+        link = ["-Wl,--no-as-needed"]
         link += [f"-L{self.quote(p)}" for p in library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
         lines.append(f"build {self.escape(output)}: link {' '.join(objects)}")
         lines.append("  flags = " + " ".join(link))

@@ -31,7 +31,7 @@ _LIBRARY = torch.library.Library("nfkernels", "DEF")
 
 @dataclass
 class Op:
-    """One raw op and its implementations; ``call`` is what the public functions use."""
+    """One raw op and its implementations; calling it runs the backend that serves, or the one that is forced."""
 
     name: str
     reference: Callable[..., Any]

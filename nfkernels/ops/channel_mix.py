@@ -63,7 +63,7 @@ WIDEST = 256
 
 def _backend(x: Tensor) -> str | None:
     """Who computes. On the CPU row-major data (tables, channels-last) and wide mixes go to the library: one matrix
-    product needs no help there (2 to 4 times faster than packing, measured). The rest goes to the dispatcher."""
+    product needs no help there, and packing would cost more than it. The rest goes to the dispatcher."""
     forced = forced_backend()
     if forced is None and x.device.type == "cpu" and (reference.row_major(x) or x.shape[1] > WIDEST):
         return "reference"

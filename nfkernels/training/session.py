@@ -114,7 +114,6 @@ def open_run(path: str | os.PathLike[str], device: torch.device) -> tuple[ImageF
     Raises:
         TrainingError: there is no run, or what is there is no image flow. CheckpointError: the file is damaged.
     """
-    from .. import models  # noqa: F401 (a file may name its classes, which are known once it is imported)
     from ..nn import ImageFlow, load
 
     path = Path(path)
