@@ -1,7 +1,9 @@
-"""Builds ``nfkernels._C``, the CPU kernels, with ninja. Metadata is in pyproject.toml.
+"""Builds ``nfkernels._C`` (CPU kernels) and ``nfkernels._C_cuda`` (CUDA kernels) with ninja. Metadata: pyproject.toml.
 
-``NFKERNELS_CPU=0`` leaves the module out, ``1`` makes a failure to build it fatal; by default (``auto``) an
-installation without a working compiler succeeds, loudly, and runs on the PyTorch reference.
+``NFKERNELS_CPU`` and ``NFKERNELS_CUDA`` are ``auto`` (the default), ``1`` (a failure to build that module is fatal) or
+``0`` (leave it out). Under ``auto`` an installation without a working compiler succeeds, loudly, and runs on Triton and
+on the PyTorch reference. CUDA needs nvcc, not a GPU and not a CUDA build of torch; ``TORCH_CUDA_ARCH_LIST`` (as in
+"9.0" or "8.0;9.0+PTX") replaces the architectures. ``MAX_JOBS`` bounds parallel compilers.
 """
 
 import contextlib
@@ -17,8 +19,8 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-ROOT = Path(__file__).parent
-KERNELS = ["affine_coupling", "channel_mix"]
+ROOT = Path(__file__).parent.resolve()
+OPS = ["affine_coupling", "channel_mix"]  # each: csrc/{cpu,bindings}/<op>.cpp, csrc/cuda/<op>.cu
 OPTIMISE = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # Each kernel file is compiled once per set; isa.cpp chooses at run time.
@@ -28,6 +30,7 @@ X86_SETS = {
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"],
 }
 TORCH_TARGET = "0x020a000000000000"  # libtorch stable ABI of 2.10: one file serves every later torch
+ARCHITECTURES = ["80", "86", "89", "90", "100", "120"]  # and PTX of the lowest, for whatever comes later
 
 
 def schema_version() -> str:
@@ -35,110 +38,211 @@ def schema_version() -> str:
     return re.search(r"^SCHEMA_VERSION = (\d+)$", text, re.MULTILINE).group(1)
 
 
-class Build(build_ext):
-    """Writes a ninja file for the extension's sources and links what it makes."""
+def quote(path) -> str:
+    return f"'{path}'" if " " in str(path) else str(path)
 
-    def build_extension(self, extension: Extension) -> None:
-        wanted = os.environ.get("NFKERNELS_CPU", "auto")
-        if wanted not in ("0", "1", "auto"):
-            raise SystemExit(f"NFKERNELS_CPU must be 0, 1 or auto, got {wanted!r}")
-        if wanted == "0":
-            self.announce_missing("NFKERNELS_CPU=0 left it out")
-            return
+
+def escape(path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def find_ninja() -> str:
+    found = shutil.which("ninja")
+    if not found:
         try:
-            self.compile(Path(self.get_ext_fullpath(extension.name)))
-        except Exception as error:
-            if wanted == "1":
-                raise
-            self.announce_missing(str(error))
-
-    def announce_missing(self, why: str) -> None:
-        line = "=" * 100
-        message = (
-            f"\n{line}\nnfkernels: the compiled CPU kernels (nfkernels._C) were NOT built.\n  reason: {why}\n"
-            "  Everything works on the plain PyTorch reference, several times slower on the CPU.\n"
-            "  To get them: install a C++17 compiler (Debian: apt-get install g++) and ninja, then install again.\n"
-            f"{line}\n"
-        )
-        print(message, file=sys.stderr, flush=True)
-        # pip swallows the output of a build that succeeds; a terminal, if there is one, is told all the same.
-        with contextlib.suppress(OSError), open("/dev/tty", "w") as terminal:
-            terminal.write(message)
-
-    def compile(self, output: Path) -> None:
-        try:
-            import torch
-            from torch.utils.cpp_extension import include_paths, library_paths
+            import ninja
         except ImportError:
-            raise RuntimeError(
-                "torch is not importable in the build; install it first and add --no-build-isolation"
-            ) from None
-        if tuple(int(v) for v in torch.__version__.split(".")[:2]) < (2, 10):
-            raise RuntimeError(f"torch {torch.__version__} is older than 2.10")
-        compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
-        ninja = shutil.which("ninja") or self.ninja_module()
-        if not compiler or not shutil.which(compiler.split()[0]):
-            raise RuntimeError(f"no C++ compiler found ({compiler or 'neither g++ nor clang++'})")
-        if not ninja:
-            raise RuntimeError("ninja was not found (pip install ninja)")
+            raise RuntimeError("ninja was not found (pip install ninja)") from None
+        found = str(Path(ninja.BIN_DIR) / "ninja")
+    return found
 
-        build = Path(self.build_temp).resolve()
-        build.mkdir(parents=True, exist_ok=True)
+
+def find_compiler() -> str:
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
+    if not compiler or not shutil.which(compiler.split()[0]):
+        raise RuntimeError(f"no C++ compiler found ({compiler or 'neither g++ nor clang++'})")
+    return compiler
+
+
+def find_cuda() -> Path:
+    """The toolkit's folder; what ``nvcc`` on the PATH is may be a wrapper script."""
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    for folder in (
+        [named] if named else ["/usr/local/cuda", shutil.which("nvcc") and Path(shutil.which("nvcc")).parents[1]]
+    ):
+        if folder and (Path(folder) / "bin" / "nvcc").is_file():
+            return Path(folder)
+    raise RuntimeError(f"nvcc was not found ({named or 'neither CUDA_HOME nor /usr/local/cuda'})")
+
+
+def architectures(nvcc: Path) -> tuple[list[str], list[str]]:
+    """(machine code for, PTX for): TORCH_CUDA_ARCH_LIST, or those of ARCHITECTURES that this nvcc knows."""
+    listed = subprocess.run([str(nvcc), "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+    known = re.findall(r"compute_(\d+)", listed)
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    if not wanted:
+        code = [a for a in ARCHITECTURES if a in known]
+        return code, code[:1]
+    code, ptx = [], []
+    for name in wanted:
+        match = re.fullmatch(r"(\d+)\.(\d)(a?)(\+PTX)?", name)
+        if not match or match[1] + match[2] not in known:
+            raise RuntimeError(
+                f"TORCH_CUDA_ARCH_LIST has {name!r}: expected numbers such as 8.0 or 9.0+PTX that {nvcc} knows "
+                f"({', '.join(known)})"
+            )
+        number = match[1] + match[2]
+        if int(number) < 80:
+            raise RuntimeError(f"TORCH_CUDA_ARCH_LIST has {name!r}: the CUDA kernels need 8.0 (Ampere) or newer")
+        code.append(number)
+        ptx += [number] if match[4] else []
+    return code, ptx
+
+
+class NinjaFile:
+    """The sources of one module, compiled and linked."""
+
+    def __init__(self, build: Path, compiler: str) -> None:
+        self.build, self.objects = build, []
+        self.lines = [f"cxx = {compiler}", "rule compile"]
+        self.lines += ["  command = $cxx -MMD -MF $out.d $flags -c $in -o $out", "  depfile = $out.d", "  deps = gcc"]
+        self.lines += ["rule link", "  command = $cxx -shared $in -o $out $flags"]
+
+    def add_nvcc(self, nvcc: Path) -> None:
+        self.lines += [f"nvcc = {quote(nvcc)}", "rule cuda"]
+        self.lines += ["  command = $nvcc -MD -MF $out.d $flags -c $in -o $out", "  depfile = $out.d", "  deps = gcc"]
+
+    def compile(self, source: str, flags: list[str], *, name: str | None = None, rule: str = "compile") -> None:
+        name = (name or source.replace("/", "_").rsplit(".", 1)[0]) + ".o"
+        self.objects.append(name)
+        self.lines += [f"build {name}: {rule} {escape(ROOT / 'csrc' / source)}", "  flags = " + " ".join(flags)]
+
+    def run(self, output: Path, link: list[str]) -> None:
         output = output.resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
-        x86 = platform.machine().lower() in ("x86_64", "amd64")
-        sets = X86_SETS if x86 else {"baseline": []}
-        defines = [f"-DNF_SCHEMA_VERSION={schema_version()}", "-DPy_LIMITED_API=0x030a0000"]
-        defines += ["-DNF_HAVE_X86_SETS"] if x86 else []
-        torch_flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-DTORCH_STABLE_ONLY"]
-        torch_flags += [f"-isystem {self.quote(p)}" for p in include_paths()]
-        python = [f"-isystem {self.quote(sysconfig.get_paths()['include'])}"]
-        jobs = [
-            (f"cpu/{name}.cpp", f"{name}_{isa}", OPTIMISE + flags) for name in KERNELS for isa, flags in sets.items()
-        ]
-        jobs += [("cpu/isa.cpp", "isa", ["-O2"]), ("bindings/cpu.cpp", "bindings_cpu", ["-O2", *torch_flags])]
-        jobs += [("bindings/module.cpp", "module", ["-O2", *python])]
-
-        lines = [f"cxx = {compiler}", "rule compile"]
-        lines += ["  command = $cxx -MMD -MF $out.d $flags -c $in -o $out", "  depfile = $out.d", "  deps = gcc"]
-        lines += ["rule link", "  command = $cxx -shared $in -o $out $flags"]
-        objects = []
-        for source, name, flags in jobs:
-            objects.append(f"{name}.o")
-            lines.append(f"build {name}.o: compile {self.escape(ROOT.resolve() / 'csrc' / source)}")
-            lines.append("  flags = " + " ".join([*COMMON, *flags, *defines]))
-        link = ["-Wl,--no-as-needed"]
-        link += [f"-L{self.quote(p)}" for p in library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
-        lines.append(f"build {self.escape(output)}: link {' '.join(objects)}")
-        lines.append("  flags = " + " ".join(link))
-        (build / "build.ninja").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        command = [ninja, "-C", str(build)]
+        self.build.mkdir(parents=True, exist_ok=True)
+        # Linked beside the objects and moved: an import under way never meets half a module.
+        made = self.build / output.name
+        self.lines += [f"build {escape(made)}: link {' '.join(self.objects)}", "  flags = " + " ".join(link)]
+        (self.build / "build.ninja").write_text("\n".join(self.lines) + "\n", encoding="utf-8")
+        command = [find_ninja(), "-C", str(self.build)]
         if os.environ.get("MAX_JOBS"):
             command += ["-j", os.environ["MAX_JOBS"]]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         print(done.stdout)
         if done.returncode:
             raise RuntimeError("the compiler failed:\n" + "\n".join(done.stdout.splitlines()[-30:]))
+        temporary = output.with_name(output.name + ".new")
+        shutil.copy2(made, temporary)
+        os.replace(temporary, output)
 
-    @staticmethod
-    def ninja_module():
+
+def torch_flags() -> tuple[list[str], list[str]]:
+    """(to compile, to link) against libtorch's stable ABI."""
+    try:
+        import torch
+        from torch.utils.cpp_extension import include_paths, library_paths
+    except ImportError:
+        raise RuntimeError(
+            "torch is not importable in the build; install it first and add --no-build-isolation"
+        ) from None
+    if tuple(int(v) for v in torch.__version__.split(".")[:2]) < (2, 10):
+        raise RuntimeError(f"torch {torch.__version__} is older than 2.10")
+    compile_flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-DTORCH_STABLE_ONLY"]
+    compile_flags += [f"-isystem {quote(p)}" for p in include_paths()]
+    link = ["-Wl,--no-as-needed", *(f"-L{quote(p)}" for p in library_paths()), "-ltorch", "-ltorch_cpu", "-lc10"]
+    return compile_flags, link
+
+
+def module_flags() -> list[str]:
+    """For the file that is the Python module."""
+    python = f"-isystem {quote(sysconfig.get_paths()['include'])}"
+    return [f"-DNF_SCHEMA_VERSION={schema_version()}", "-DPy_LIMITED_API=0x030a0000", python]
+
+
+def build_cpu(build: Path, output: Path) -> None:
+    torch_compile, link = torch_flags()
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    ninja = NinjaFile(build, find_compiler())
+    for op in OPS:
+        for isa, flags in (X86_SETS if x86 else {"baseline": []}).items():
+            ninja.compile(f"cpu/{op}.cpp", [*COMMON, *OPTIMISE, *flags], name=f"cpu_{op}_{isa}")
+        ninja.compile(f"bindings/{op}.cpp", [*COMMON, "-O2", *torch_compile])
+    ninja.compile("cpu/isa.cpp", [*COMMON, "-O2", *(["-DNF_HAVE_X86_SETS"] if x86 else [])])
+    ninja.compile("bindings/module_cpu.cpp", [*COMMON, "-O2", *torch_compile, *module_flags()])
+    ninja.run(output, link)
+
+
+def build_cuda(build: Path, output: Path) -> None:
+    home, compiler = find_cuda(), find_compiler()
+    nvcc = home / "bin" / "nvcc"
+    torch_compile, link = torch_flags()
+    code, ptx = architectures(nvcc)
+    ninja = NinjaFile(build, compiler)
+    ninja.add_nvcc(nvcc)
+    device = ["-std=c++17", "-O3", f"-ccbin {compiler.split()[0]}", "-Xcompiler -fPIC,-fvisibility=hidden"]
+    device += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in code]
+    device += [f"-gencode=arch=compute_{a},code=compute_{a}" for a in ptx]
+    host = [*COMMON, "-O2", "-DNF_CUDA", *torch_compile]
+    for op in OPS:
+        ninja.compile(f"cuda/{op}.cu", device, rule="cuda")
+        ninja.compile(f"bindings/{op}.cpp", host)
+    ninja.compile("cuda/usable.cu", device, rule="cuda")
+    ninja.compile("cuda/kernels.cpp", [*COMMON, "-O2"])
+    named = ",".join([f"sm_{a}" for a in code] + [f"compute_{a}" for a in ptx])
+    ninja.compile("bindings/module_cuda.cpp", [*host, *module_flags(), f"-DNF_CUDA_ARCHITECTURES='\"{named}\"'"])
+    folders = [f"-L{quote(home / sub)}" for sub in ("lib64", "lib", "targets/x86_64-linux/lib")]
+    ninja.run(output, [*folders, "-lcudart_static", "-ldl", "-lrt", "-lpthread", *link])
+
+
+# module -> what builds it, the variable that asks for it, what is lost without it, what would help
+MODULES = {
+    "nfkernels._C": (
+        build_cpu,
+        "NFKERNELS_CPU",
+        "compiled CPU kernels",
+        "Everything works on the plain PyTorch reference, several times slower on the CPU.",
+        "install a C++17 compiler (Debian: apt-get install g++) and ninja, then install again.",
+    ),
+    "nfkernels._C_cuda": (
+        build_cuda,
+        "NFKERNELS_CUDA",
+        "CUDA kernels",
+        "On an NVIDIA GPU the Triton kernels serve instead. Without such a GPU this does not matter.",
+        "install the CUDA toolkit (nvcc; set CUDA_HOME if it is not in /usr/local/cuda), then install again.",
+    ),
+}
+
+
+class Build(build_ext):
+    def build_extension(self, extension: Extension) -> None:
+        build, variable, what, instead, cure = MODULES[extension.name]
+        wanted = os.environ.get(variable, "auto")
+        if wanted not in ("0", "1", "auto"):
+            raise SystemExit(f"{variable} must be 0, 1 or auto, got {wanted!r}")
         try:
-            import ninja
-        except ImportError:
-            return None
-        return str(Path(ninja.BIN_DIR) / "ninja")
-
-    @staticmethod
-    def quote(path) -> str:
-        return f"'{path}'" if " " in str(path) else str(path)
-
-    @staticmethod
-    def escape(path) -> str:
-        return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+            if wanted == "0":
+                raise RuntimeError(f"{variable}=0 left it out")
+            folder = Path(self.build_temp).resolve() / extension.name.rsplit(".", 1)[1]
+            build(folder, Path(self.get_ext_fullpath(extension.name)))
+        except Exception as error:
+            if wanted == "1":
+                raise
+            line = "=" * 100
+            message = (
+                f"\n{line}\nnfkernels: the {what} ({extension.name}) were NOT built.\n  reason: {error}\n"
+                f"  {instead}\n  To get them: {cure}\n{line}\n"
+            )
+            print(message, file=sys.stderr, flush=True)
+            # pip swallows the output of a build that succeeds; a terminal, if there is one, is told all the same.
+            # Few machines without a GPU have nvcc: only who asked for the module is told there that it is missing.
+            if extension.name == "nfkernels._C" or shutil.which("nvidia-smi"):
+                with contextlib.suppress(OSError), open("/dev/tty", "w") as terminal:
+                    terminal.write(message)
 
 
 setup(
-    ext_modules=[Extension("nfkernels._C", sources=[], py_limited_api=True, optional=True)],
+    ext_modules=[Extension(name, sources=[], py_limited_api=True, optional=True) for name in MODULES],
     cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -71,6 +71,12 @@ inline Tensor new_vector(const Tensor& like, int64_t n, ScalarType type) {
   return torch::stable::new_empty(like, {n}, type);
 }
 
+// The kernels take addresses on trust: a tensor on another device would be an illegal access.
+inline void check_device(const Tensor& x, const Tensor& other) {
+  STD_TORCH_CHECK(other.get_device_index() == x.get_device_index() && other.is_cuda() == x.is_cuda(),
+                  "nfkernels: all tensors must be on one device");
+}
+
 inline void check_shape(bool ok, const char* what) { STD_TORCH_CHECK(ok, "nfkernels: ", what); }
 
 }  // namespace nf

@@ -12,7 +12,7 @@
 #include "affine_coupling_layout.h"
 #include "convert.h"
 #include "isa.h"
-#include "kernels.h"
+#include "processor.h"
 
 namespace nf {
 namespace NF_ISA {
@@ -116,7 +116,7 @@ void ForwardJob<T>::by_tiles(int64_t begin, int64_t end) {
 }
 
 template <typename T>
-void forward(const Coupling& k, const CouplingForward& io, Parallel parallel) {
+void forward(const Coupling& k, const CouplingForward& io, const Launch& on) {
   ForwardJob<T> job(k, io);
   const int64_t elements = k.channels * k.positions;
   if (job.runs.possible) {
@@ -126,7 +126,7 @@ void forward(const Coupling& k, const CouplingForward& io, Parallel parallel) {
   }
   job.partial = static_cast<double*>(std::malloc((job.units + 1) * sizeof(double)));
   if (!job.partial) throw std::bad_alloc();
-  if (job.units) parallel(job.units, job.grain(elements), &job, ForwardJob<T>::body);
+  if (job.units) on.parallel(job.units, job.grain(elements), &job, ForwardJob<T>::body);
   T* out = static_cast<T*>(io.logdet);
   const T* in = static_cast<const T*>(io.logdet_in);
   for (int64_t b = 0; b < k.batch; ++b) {
@@ -263,7 +263,7 @@ void BackwardJob<T>::by_tiles(int64_t begin, int64_t end) {
 }
 
 template <typename T>
-void backward(const Coupling& k, const CouplingBackward& io, Parallel parallel) {
+void backward(const Coupling& k, const CouplingBackward& io, const Launch& on) {
   BackwardJob<T> job(k, io);
   const int64_t elements = k.channels * k.positions;
   if (job.runs.possible) {
@@ -275,7 +275,7 @@ void backward(const Coupling& k, const CouplingBackward& io, Parallel parallel) 
     job.gain_partial = static_cast<double*>(std::calloc(job.units * k.transformed + 1, sizeof(double)));
     if (!job.gain_partial) throw std::bad_alloc();
   }
-  if (job.units) parallel(job.units, job.grain(elements), &job, BackwardJob<T>::body);
+  if (job.units) on.parallel(job.units, job.grain(elements), &job, BackwardJob<T>::body);
   if (io.dgain) {
     for (int64_t j = 0; j < k.transformed; ++j) {
       double total = 0;
@@ -288,12 +288,12 @@ void backward(const Coupling& k, const CouplingBackward& io, Parallel parallel) 
 
 }  // namespace
 
-void affine_coupling_forward(const Coupling& k, const CouplingForward& io, Parallel parallel) {
-  k.data == DType::f64 ? forward<double>(k, io, parallel) : forward<float>(k, io, parallel);
+void affine_coupling_forward(const Coupling& k, const CouplingForward& io, const Launch& on) {
+  k.data == DType::f64 ? forward<double>(k, io, on) : forward<float>(k, io, on);
 }
 
-void affine_coupling_backward(const Coupling& k, const CouplingBackward& io, Parallel parallel) {
-  k.data == DType::f64 ? backward<double>(k, io, parallel) : backward<float>(k, io, parallel);
+void affine_coupling_backward(const Coupling& k, const CouplingBackward& io, const Launch& on) {
+  k.data == DType::f64 ? backward<double>(k, io, on) : backward<float>(k, io, on);
 }
 
 void elementary(int which, const float* x, float* y, int64_t n) {

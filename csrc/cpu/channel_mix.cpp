@@ -9,7 +9,7 @@
 
 #include "convert.h"
 #include "isa.h"
-#include "kernels.h"
+#include "processor.h"
 
 namespace nf {
 namespace NF_ISA {
@@ -279,12 +279,12 @@ struct ForwardJob {
 };
 
 template <typename T>
-void forward(const MixForward& k, Parallel parallel) {
+void forward(const MixForward& k, const Launch& on) {
   const View* views[] = {&k.x, &k.y};
   ForwardJob<T> job{k, Plan::make<T>(k.data, k.batch, k.positions, views, 2)};
   if (job.plan.tiles == 0) return;
   const int64_t work = job.plan.columns * k.channels * (k.channels + 8);
-  parallel(job.plan.tiles, job.plan.grain(job.plan.tiles, work), &job, ForwardJob<T>::body);
+  on.parallel(job.plan.tiles, job.plan.grain(job.plan.tiles, work), &job, ForwardJob<T>::body);
 }
 
 // --- backward --------------------------------------------------------------------------------------------------------
@@ -358,7 +358,7 @@ struct BackwardJob {
 };
 
 template <typename T>
-void backward(const MixBackward& k, Parallel parallel) {
+void backward(const MixBackward& k, const Launch& on) {
   const View* views[] = {&k.x, &k.dy, &k.dx};
   const int64_t channels = k.channels, square = channels * channels;
   BackwardJob<T> job{k, Plan::make<T>(k.data, k.batch, k.positions, views, k.dx.data ? 3 : 2), nullptr, nullptr,
@@ -372,7 +372,7 @@ void backward(const MixBackward& k, Parallel parallel) {
   job.dweight = k.dweight ? dweight.data : nullptr;
   job.dbias = k.dbias ? dbias.data : nullptr;
   const int64_t work = job.plan.columns * channels * (2 * channels + 8);
-  if (chunks) parallel(chunks, job.plan.grain(chunks, work), &job, BackwardJob<T>::body);
+  if (chunks) on.parallel(chunks, job.plan.grain(chunks, work), &job, BackwardJob<T>::body);
   const auto reduce = [chunks](const T* partial, int64_t n, void* out) {
     for (int64_t i = 0; i < n; ++i) {
       T sum = 0;
@@ -386,12 +386,12 @@ void backward(const MixBackward& k, Parallel parallel) {
 
 }  // namespace
 
-void channel_mix_forward(const MixForward& k, Parallel parallel) {
-  k.data == DType::f64 ? forward<double>(k, parallel) : forward<float>(k, parallel);
+void channel_mix_forward(const MixForward& k, const Launch& on) {
+  k.data == DType::f64 ? forward<double>(k, on) : forward<float>(k, on);
 }
 
-void channel_mix_backward(const MixBackward& k, Parallel parallel) {
-  k.data == DType::f64 ? backward<double>(k, parallel) : backward<float>(k, parallel);
+void channel_mix_backward(const MixBackward& k, const Launch& on) {
+  k.data == DType::f64 ? backward<double>(k, on) : backward<float>(k, on);
 }
 
 }  // namespace NF_ISA

@@ -3,24 +3,26 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "kernels.h"
+#include "processor.h"
 
 namespace nf {
 
-#define NF_DECLARE(ISA)                                                              \
-  namespace ISA {                                                                    \
-  void affine_coupling_forward(const Coupling&, const CouplingForward&, Parallel);   \
-  void affine_coupling_backward(const Coupling&, const CouplingBackward&, Parallel); \
-  void channel_mix_forward(const MixForward&, Parallel);                             \
-  void channel_mix_backward(const MixBackward&, Parallel);                           \
-  void elementary(int, const float*, float*, int64_t);                               \
-  }                                                                                  \
-  static const CpuKernels kernels_##ISA = {#ISA,                                     \
-                                           ISA::affine_coupling_forward,             \
-                                           ISA::affine_coupling_backward,            \
-                                           ISA::channel_mix_forward,                 \
-                                           ISA::channel_mix_backward,                \
-                                           ISA::elementary};
+#define NF_DECLARE(ISA)                                                                   \
+  namespace ISA {                                                                         \
+  void affine_coupling_forward(const Coupling&, const CouplingForward&, const Launch&);   \
+  void affine_coupling_backward(const Coupling&, const CouplingBackward&, const Launch&); \
+  void channel_mix_forward(const MixForward&, const Launch&);                             \
+  void channel_mix_backward(const MixBackward&, const Launch&);                           \
+  void elementary(int, const float*, float*, int64_t);                                    \
+  }                                                                                       \
+  static const Processor processor_##ISA = {#ISA,                                         \
+                                            ISA::elementary,                              \
+                                            {                                             \
+                                                ISA::affine_coupling_forward,             \
+                                                ISA::affine_coupling_backward,            \
+                                                ISA::channel_mix_forward,                 \
+                                                ISA::channel_mix_backward,                \
+                                            }};
 
 NF_DECLARE(baseline)
 #ifdef NF_HAVE_X86_SETS
@@ -28,7 +30,7 @@ NF_DECLARE(avx2)
 NF_DECLARE(avx512)
 #endif
 
-static const CpuKernels* choose() {
+static const Processor* choose() {
 #ifdef NF_HAVE_X86_SETS
   __builtin_cpu_init();
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -37,15 +39,17 @@ static const CpuKernels* choose() {
   // NFKERNELS_CPU_ISA lowers the choice (tests, comparisons); it cannot raise it above what the processor has.
   const char* wanted = std::getenv("NFKERNELS_CPU_ISA");
   const int limit = !wanted ? 2 : std::strcmp(wanted, "baseline") == 0 ? 0 : std::strcmp(wanted, "avx2") == 0 ? 1 : 2;
-  if (has_avx512 && limit >= 2) return &kernels_avx512;
-  if (has_avx2 && limit >= 1) return &kernels_avx2;
+  if (has_avx512 && limit >= 2) return &processor_avx512;
+  if (has_avx2 && limit >= 1) return &processor_avx2;
 #endif
-  return &kernels_baseline;
+  return &processor_baseline;
 }
 
-const CpuKernels& cpu_kernels() {
-  static const CpuKernels* const chosen = choose();
+const Processor& processor() {
+  static const Processor* const chosen = choose();
   return *chosen;
 }
+
+const Kernels& kernels() { return processor().kernels; }
 
 }  // namespace nf

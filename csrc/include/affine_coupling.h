@@ -56,6 +56,7 @@ struct CouplingForward {
 
 struct CouplingBackward {
   View y, params, dy, dx, dparams;  // dy.data null: zero
+  View x;                           // the input, rebuilt from y; data null: not wanted
   const void* dlogdet;              // null: zero
   int64_t dlogdet_stride;
   void* dgain;  // [transformed] or null

@@ -16,7 +16,10 @@ struct MixForward {
 struct MixBackward {
   DType data;
   int64_t batch, channels, positions;
-  View x, dy, dx;  // dx.data null: not wanted
+  View x, dy, dx;       // dx.data null: not wanted
+  const void* inverse;  // W^-1: x is then the output, and the input is rebuilt from it; or null
+  const void* bias;     // of the forward, for the rebuilding; or null
+  View rebuilt;         // W^-1 (x - bias), written where there is an inverse
   const void* weight;
   void* dweight;  // null: not wanted
   void* dbias;    // null: not wanted

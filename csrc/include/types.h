@@ -17,4 +17,16 @@ struct View {
 using Body = void (*)(void* ctx, int64_t begin, int64_t end);
 using Parallel = void (*)(int64_t n, int64_t grain, void* ctx, Body body);
 
+// Where and how a kernel runs.
+struct Launch {
+  Parallel parallel = nullptr;  // CPU: the caller's threads
+  void* stream = nullptr;       // CUDA: a cudaStream_t
+  int multiprocessors = 0;      // CUDA: of the device, for persistent grids
+  void* (*allocate)(void* owner, int64_t bytes) = nullptr;
+  void* owner = nullptr;
+
+  // Memory on the tensors' device, aligned to 256 bytes and never zeroed, that lives until the op's work is done.
+  void* scratch(int64_t bytes) const { return bytes > 0 ? allocate(owner, bytes) : nullptr; }
+};
+
 }  // namespace nf

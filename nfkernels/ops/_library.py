@@ -2,12 +2,14 @@
 
 PyTorch's dispatcher is the table. A schema is defined here from Python, so the op, its fake rule and its reference
 exist without any compiled module. ``nfkernels._C`` fills the CPU key. The CUDA key starts as a stub that, on its first
-call, looks at the device, removes itself and installs the best backend there is. Any other device gets the reference.
+call, looks at the devices, removes itself and installs the best backend there is: ``nfkernels._C_cuda``, else Triton,
+else the reference. Any other device gets the reference.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import os
@@ -21,7 +23,7 @@ import torch
 from torch.autograd import forward_ad
 
 # Raised whenever a schema below changes; a compiled module built for another number is refused.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Backend = Literal["reference", "triton", "native"]
 BACKENDS = ("reference", "triton", "native")
@@ -98,10 +100,11 @@ def _forced_implementation(op: Op, backend: str, device: torch.device) -> Callab
     if backend == "reference":
         return op.reference
     if backend == "native":
-        if device.type != "cpu":
-            raise RuntimeError(f"the native backend has no {device.type} kernels in this build; see `nfkernels info`")
-        if _state.cpu_missing is not None:
-            raise RuntimeError(f"the native backend is not here: {_state.cpu_missing}")
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"the native backend has no kernels for {device.type} tensors")
+        missing = _state.cpu_missing if device.type == "cpu" else cuda_module_missing()
+        if missing is not None:
+            raise RuntimeError(f"the native backend is not here: {missing}")
         return op.overload
     missing = triton_missing()
     if missing is not None:
@@ -150,40 +153,65 @@ def _install_stub(op: Op, key: str = "CUDA") -> torch.library.Library:
 
 
 def settle_cuda(key: str = "CUDA") -> None:
-    """Replaces the stubs on the CUDA key by what this machine can run: Triton, else the reference."""
-    missing = triton_missing()
-    _state.cuda_reason = "Triton" if missing is None else missing
-    for op in _state.ops.values():
-        if op.cuda_stub is None:
-            continue
+    """Replaces the stubs on the CUDA key by what this machine can run: CUDA kernels, else Triton, else the reference."""
+    backend, _state.cuda_reason = _cuda_choice()
+    stubs = [op for op in _state.ops.values() if op.cuda_stub is not None]
+    for op in stubs:
         op.cuda_stub._destroy()
         op.cuda_stub = None
-        op.cuda_serves = "reference"
-        if missing is None:
-            launcher = triton_implementation(op.name)
-            _LIBRARY.impl(op.name, launcher, key)
-            op.cuda_serves = "triton"
+        op.cuda_serves = backend
+        if backend == "triton":
+            _LIBRARY.impl(op.name, triton_implementation(op.name), key)
+    if stubs and backend == "native":
+        importlib.import_module("nfkernels._C_cuda").register()
 
 
-# --- the CPU module -------------------------------------------------------------------------------------------------
+def _cuda_choice() -> tuple[str, str]:
+    """The backend for CUDA tensors, and why that one."""
+    no_native = cuda_module_missing()
+    if no_native is None:
+        return "native", f"CUDA kernels for {importlib.import_module('nfkernels._C_cuda').architectures}"
+    no_triton = triton_missing()
+    return ("triton", no_native) if no_triton is None else ("reference", f"{no_native}; {no_triton}")
+
+
+@functools.lru_cache(maxsize=1)
+def cuda_module_missing() -> str | None:
+    """Why ``nfkernels._C_cuda`` cannot serve CUDA tensors here (one sentence), or None when it can."""
+    if torch.version.hip is not None:
+        return "this PyTorch is built for AMD GPUs, which run the Triton kernels"
+    module, missing = _module("nfkernels._C_cuda")
+    if module is None:
+        return missing
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device"
+    for device in range(torch.cuda.device_count()):
+        why = module.why_unusable(device)
+        if why is not None:
+            return f"cuda:{device}: {why}"
+    return None
+
+
+# --- the compiled modules -------------------------------------------------------------------------------------------
+
+
+def _module(name: str) -> tuple[Any, str | None]:
+    """A compiled module, or None and why it does not serve."""
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        absent = importlib.util.find_spec(name) is None
+        return None, f"the compiled module {name} was not built" if absent else f"{name} does not load: {error}"
+    if module.schema_version != SCHEMA_VERSION:
+        return None, f"{name} was built for op schemas {module.schema_version}, this package has {SCHEMA_VERSION}"
+    return module, None
 
 
 def load_cpu_module() -> None:
     """Imports ``nfkernels._C``, checks that it was built for these schemas, and lets it register its kernels."""
-    try:
-        module = importlib.import_module("nfkernels._C")
-    except ImportError as error:
-        absent = importlib.util.find_spec("nfkernels._C") is None
-        _state.cpu_missing = (
-            "the compiled module nfkernels._C was not built" if absent else f"nfkernels._C does not load: {error}"
-        )
-    else:
-        if module.schema_version != SCHEMA_VERSION:
-            _state.cpu_missing = (
-                f"nfkernels._C was built for op schemas {module.schema_version}, this package has {SCHEMA_VERSION}"
-            )
-        else:
-            module.register()
+    module, _state.cpu_missing = _module("nfkernels._C")
+    if module is not None:
+        module.register()
     if _state.cpu_missing is not None:
         root = Path(__file__).parents[2]
         if (root / "csrc").is_dir():
@@ -213,8 +241,7 @@ def serving(name: str, device_type: str) -> tuple[str, str]:
     if device_type == "cuda":
         if op.cuda_stub is None:
             return op.cuda_serves, _state.cuda_reason
-        missing = triton_missing()
-        return ("triton", "settled at the first call") if missing is None else ("reference", missing)
+        return _cuda_choice()
     return "reference", f"no kernels for {device_type}"
 
 

@@ -29,8 +29,11 @@ def _reference_forward(x, params, channel_map, mask, gain, logdet, *form):
     return reference.forward(x, params, channel_map, mask, gain, logdet, Form.unpack(*form))
 
 
-def _reference_backward(y, params, dy, dlogdet, channel_map, mask, gain, *form):
-    return reference.backward(y, params, dy, dlogdet, channel_map, mask, gain, Form.unpack(*form))
+def _reference_backward(y, params, dy, dlogdet, channel_map, mask, gain, *rest):
+    *form, rebuild = rest
+    form = Form.unpack(*form)
+    grads = reference.backward(y, params, dy, dlogdet, channel_map, mask, gain, form)
+    return *grads, reference.rebuild(y, params, channel_map, mask, gain, form) if rebuild else y.new_empty(0)
 
 
 def _like(x: Tensor, like: Tensor) -> Tensor:
@@ -45,17 +48,18 @@ def _composite_forward(*args):
 
 
 def _composite_backward(*args):
-    dx, dparams, dgain = _reference_backward(*args)
-    return _like(dx, args[0]), _like(dparams, args[1]), dgain
+    dx, dparams, dgain, x = _reference_backward(*args)
+    return _like(dx, args[0]), _like(dparams, args[1]), dgain, _like(x, args[0]) if args[-1] else x
 
 
 def _fake_forward(x, params, channel_map, mask, gain, logdet, *form):
     return torch.empty_like(x), x.new_empty(x.shape[0], dtype=compute_dtype(x))
 
 
-def _fake_backward(y, params, dy, dlogdet, channel_map, mask, gain, *form):
+def _fake_backward(y, params, dy, dlogdet, channel_map, mask, gain, *rest):
     dgain = y.new_empty(0 if gain is None else gain.shape[0], dtype=compute_dtype(y))
-    return torch.empty_like(y), torch.empty_like(params), dgain
+    x = torch.empty_like(y) if rest[-1] else y.new_empty(0)
+    return torch.empty_like(y), torch.empty_like(params), dgain, x
 
 
 _forward = define(
@@ -66,7 +70,8 @@ _forward = define(
 )
 _backward = define(
     "_affine_coupling_backward",
-    f"(Tensor y, Tensor params, Tensor? dy, Tensor? dlogdet, {_OPTIONS}, {_FORM}) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor y, Tensor params, Tensor? dy, Tensor? dlogdet, {_OPTIONS}, {_FORM}, bool rebuild)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
     reference=_composite_backward,
     fake=_fake_backward,
 )
@@ -98,7 +103,7 @@ class _AffineCoupling(torch.autograd.Function):
             grads = reference.backward(y, params, dy, dlogdet, channel_map, mask, gain, Form.unpack(*ctx.form))
         else:
             dy = None if dy is None else readable(dy)
-            grads = _backward.on(ctx.backend, y, params, dy, dlogdet, channel_map, mask, gain, *ctx.form)
+            grads = _backward.on(ctx.backend, y, params, dy, dlogdet, channel_map, mask, gain, *ctx.form, False)[:3]
         dx, dparams, dgain = grads
         return dx, dparams, None, None, dgain if gain is not None else None, dlogdet if ctx.running else None, None
 

@@ -20,13 +20,18 @@ def _composite_forward(x, weight, bias):
     return _like(reference.forward(x, weight, bias), x)
 
 
-def _composite_backward(x, weight, dy, need_dx, need_dweight, need_dbias):
+def _composite_backward(x, weight, dy, inverse, bias, need_dx, need_dweight, need_dbias):
+    like, rebuilt = x, x.new_empty(0)
+    if inverse is not None:
+        x = reference.rebuild(x, inverse, bias)
+        rebuilt = _like(x, like)
     dx, dweight, dbias = reference.backward(x, weight, dy)
     empty = weight.new_empty(0)
     return (
-        _like(dx, x) if need_dx else x.new_empty(0),
+        _like(dx, like) if need_dx else x.new_empty(0),
         dweight.to(weight.dtype) if need_dweight else empty,
         dbias.to(weight.dtype) if need_dbias else weight.new_empty(0),
+        rebuilt,
     )
 
 
@@ -34,11 +39,12 @@ def _fake_forward(x, weight, bias):
     return torch.empty_like(x)
 
 
-def _fake_backward(x, weight, dy, need_dx, need_dweight, need_dbias):
+def _fake_backward(x, weight, dy, inverse, bias, need_dx, need_dweight, need_dbias):
     return (
         torch.empty_like(x) if need_dx else x.new_empty(0),
         weight.new_empty(weight.shape if need_dweight else 0),
         weight.new_empty(weight.shape[0] if need_dbias else 0),
+        x.new_empty(0) if inverse is None else torch.empty_like(x),
     )
 
 
@@ -50,8 +56,8 @@ _forward = define(
 )
 _backward = define(
     "_channel_mix_backward",
-    "(Tensor x, Tensor weight, Tensor dy, bool need_dx, bool need_dweight, bool need_dbias)"
-    " -> (Tensor, Tensor, Tensor)",
+    "(Tensor x, Tensor weight, Tensor dy, Tensor? inverse, Tensor? bias, bool need_dx, bool need_dweight,"
+    " bool need_dbias) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=_composite_backward,
     fake=_fake_backward,
 )
@@ -89,7 +95,8 @@ class _ChannelMix(torch.autograd.Function):
         if (torch.is_grad_enabled() and not torch.compiler.is_compiling()) or under_transform():
             grads = reference.backward(x, weight, dy)
             return tuple(g if n else None for g, n in zip(grads, need, strict=True))
-        dx, dweight, dbias = _backward.on(ctx.backend, x, weight, readable(dy), need[0], need[1], need[2])
+        grads = _backward.on(ctx.backend, x, weight, readable(dy), None, None, need[0], need[1], need[2])
+        dx, dweight, dbias, _ = grads
         return dx if need[0] else None, dweight if need[1] else None, dbias if need[2] else None
 
 

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
@@ -122,6 +122,11 @@ def backward(y, params, dy, dlogdet, channel_map, mask, gain, form: Form) -> tup
     if gain is None:
         return dx, dparams, dy.new_empty(0, dtype=dtype)
     return dx, dparams, dg.transpose(0, 1).flatten(1).sum(1)
+
+
+def rebuild(y, params, channel_map, mask, gain, form: Form) -> Tensor:
+    """The coupling's input from its output, as a reversible backward needs it: the only place that divides."""
+    return forward(y, params, channel_map, mask, gain, None, replace(form, inverse=not form.inverse))[0]
 
 
 def _scale(form: Form, r: Tensor | None, g: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:

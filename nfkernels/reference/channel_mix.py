@@ -37,6 +37,13 @@ def backward(x: Tensor, weight: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Ten
         return dx.to(x.dtype), rows_dy @ rows_x.t(), rows_dy.sum(1)
 
 
+def rebuild(y: Tensor, inverse: Tensor, bias: Tensor | None) -> Tensor:
+    """The mix's input from its output, ``W^-1 (y - bias)``."""
+    if bias is not None:
+        y = y - bias.reshape(1, -1, *[1] * (y.dim() - 2))
+    return forward(y, inverse, None)
+
+
 def row_major(x: Tensor) -> bool:
     """Whether a position's channels lie side by side (tables, channels-last): the mix is then one plain product."""
     return x.dim() == 2 or (x.stride(1) == 1 and x.shape[1] > 1)

@@ -107,9 +107,9 @@ def forward(
 
 
 def backward(
-    y, params, dy, dlogdet, channel_map, mask, gain, form, prescale, offset, gain_factor, clamp, eps
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``(dx, dparams, dgain)``, dgain empty without a gain; the raw op ``_affine_coupling_backward``."""
+    y, params, dy, dlogdet, channel_map, mask, gain, form, prescale, offset, gain_factor, clamp, eps, rebuild
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``(dx, dparams, dgain, x)``, dgain empty without a gain, x unless it is rebuilt; the raw op ``_affine_coupling_backward``."""
     f, constants = _options(form, prescale, offset, gain_factor, clamp, eps)
     batch, channels = y.shape[:2]
     size = tiles.positions(y)
@@ -117,7 +117,8 @@ def backward(
     dx, dparams = torch.empty_like(y), torch.empty_like(params)
     start, count, partial = _where(y, params, channel_map, f)
     if y.numel() == 0:
-        return dx, dparams, y.new_zeros(0 if gain is None else count, dtype=dtype)
+        x = torch.empty_like(y) if rebuild else y.new_empty(0)
+        return dx, dparams, y.new_zeros(0 if gain is None else count, dtype=dtype), x
     t = tiles.tile(y, params)
     if t.rows:
         n_blocks, n_units = 1, tiles.divide_up(batch, t.block_0)
@@ -143,4 +144,9 @@ def backward(
             WIDE=n_units >= 2**31 or tiles.is_wide(y, params, dy, dx, dparams, mask),
             BLOCK_0=t.block_0, BLOCK_1=t.block_1, num_warps=t.warps, num_stages=1, enable_fp_fusion=True,
         )  # fmt: skip
-    return dx, dparams, y.new_empty(0, dtype=dtype) if partials is None else partials.sum((0, 2))
+    x = y.new_empty(0)
+    if rebuild:
+        x, _ = forward(
+            y, params, channel_map, mask, gain, None, form ^ 1 << 9, prescale, offset, gain_factor, clamp, eps
+        )
+    return dx, dparams, y.new_empty(0, dtype=dtype) if partials is None else partials.sum((0, 2)), x

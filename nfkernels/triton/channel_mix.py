@@ -274,9 +274,14 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def backward(
-    x: Tensor, weight: Tensor, dy: Tensor, need_dx: bool, need_dweight: bool, need_dbias: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``(dx, dweight, dbias)``, empty where not needed; the raw op ``_channel_mix_backward``."""
+    x: Tensor, weight: Tensor, dy: Tensor, inverse: Tensor | None, bias: Tensor | None,
+    need_dx: bool, need_dweight: bool, need_dbias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """``(dx, dweight, dbias, x)``, empty where not needed; the raw op ``_channel_mix_backward``."""
+    rebuilt = x.new_empty(0)
+    if inverse is not None:
+        shift = None if bias is None else -(inverse @ bias)
+        x = rebuilt = forward(x, inverse, shift)
     batch, channels, size = x.shape[0], x.shape[1], tiles.positions(x)
     dtype = compute_dtype(x)
     dx = torch.empty_like(x) if need_dx else x.new_empty(0)
@@ -285,6 +290,7 @@ def backward(
             dx,
             weight.new_zeros(weight.shape if need_dweight else 0),
             weight.new_zeros(channels if need_dbias else 0),
+            rebuilt,
         )
     p = plan(channels, dtype, generation_of(x))
     fused = channels <= FUSED_CHANNELS and channels <= p.block_c
@@ -316,4 +322,5 @@ def backward(
         dx,
         weight.new_empty(0) if partial_w is None else partial_w.sum(0).to(weight.dtype),
         weight.new_empty(0) if partial_b is None else partial_b.sum(0).to(weight.dtype),
+        rebuilt,
     )

@@ -297,7 +297,7 @@ def test_opcheck(gain):
         torch.library.opcheck(
             torch.ops.nfkernels._affine_coupling_forward, (x, params, None, None, g, torch.zeros(len(x)), *form)
         )
-        args = (x, params, torch.randn_like(x), torch.ones(1).expand(len(x)), None, None, g, *form)
+        args = (x, params, torch.randn_like(x), torch.ones(1).expand(len(x)), None, None, g, *form, False)
         torch.library.opcheck(torch.ops.nfkernels._affine_coupling_backward, args)
 
 

@@ -81,7 +81,7 @@ def coupling(target, shape, *, m="glow", count=None, layout="shift_scale", order
         lambda: affine_coupling.forward(x, params, channel_map, mask, gain, logdet if running else None, *form),
     )
     return binaries + compiled(
-        target, lambda: affine_coupling.backward(x, params, x, logdet, channel_map, mask, gain, *form)
+        target, lambda: affine_coupling.backward(x, params, x, logdet, channel_map, mask, gain, *form, False)
     )
 
 
@@ -157,7 +157,7 @@ def test_64_bit_offsets():
     assert not affine_coupling.tiles.is_wide(params)
     form = Form(ScaleMap.glow()).pack()
     compiled("sm_90", lambda: affine_coupling.forward(x, params, None, None, None, None, *form))
-    compiled("sm_90", lambda: affine_coupling.backward(x, params, x, None, None, None, None, *form))
+    compiled("sm_90", lambda: affine_coupling.backward(x, params, x, None, None, None, None, *form, False))
     compiled("sm_90", lambda: channel_mix.forward(x, torch.eye(2), None))
 
 
@@ -189,7 +189,7 @@ def mix(target, monkeypatch, shape, *, dtype=F32, last=False):
     compute = F64 if dtype == F64 else F32
     weight = torch.zeros(shape[1], shape[1], dtype=compute)
     binaries = compiled(target, lambda: channel_mix.forward(x, weight, weight[0]))
-    return binaries + compiled(target, lambda: channel_mix.backward(x, weight, x, True, True, True))
+    return binaries + compiled(target, lambda: channel_mix.backward(x, weight, x, None, None, True, True, True))
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_empty_batch():
         y, logdet = affine_coupling(x, params)
     assert (y.shape, logdet.shape, logdet.dtype) == (x.shape, (0,), F32)
     form = (2, 1.0, 2.0, 1.0, float("inf"), 0.0)
-    dx, dparams, dgain = launchers.backward(x, params, None, None, None, None, torch.ones(4), *form)
+    dx, dparams, dgain, _ = launchers.backward(x, params, None, None, None, None, torch.ones(4), *form, False)
     assert (dx.shape, dparams.shape) == (x.shape, params.shape)
     assert torch.equal(dgain, torch.zeros(4))
 
@@ -220,7 +220,9 @@ def test_gradients_given(grads, shape):
 def test_missing_gradients_as_the_raw_op_sees_them():
     y, params = torch.randn(3, 4, 5), torch.randn(3, 8, 5)
     form = (2, 1.0, 2.0, 1.0, float("inf"), 0.0)
-    dx, dparams, dgain = launchers.backward(y, params, None, torch.ones(1).expand(3), None, None, None, *form)
+    dx, dparams, dgain, _ = launchers.backward(
+        y, params, None, torch.ones(1).expand(3), None, None, None, *form, False
+    )
     assert not dx.any()
     assert not dparams[:, :4].any()
     assert dparams[:, 4:].isfinite().all()

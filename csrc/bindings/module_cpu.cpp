@@ -5,17 +5,14 @@
 
 #include <exception>
 
-#include "../cpu/kernels.h"
-
-namespace nf {
-void register_cpu_ops();
-}
+#include "../cpu/processor.h"
+#include "register.h"
 
 namespace {
 
 PyObject* register_ops(PyObject*, PyObject*) {
   try {
-    nf::register_cpu_ops();
+    nf::register_ops("CPU");
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
     return nullptr;
@@ -23,7 +20,7 @@ PyObject* register_ops(PyObject*, PyObject*) {
   Py_RETURN_NONE;
 }
 
-PyObject* isa(PyObject*, PyObject*) { return PyUnicode_FromString(nf::cpu_kernels().isa); }
+PyObject* isa(PyObject*, PyObject*) { return PyUnicode_FromString(nf::processor().isa); }
 
 // elementary(which, x_address, y_address, n): the kernels' exp, log, log1p, tanh, atan, for the accuracy tests.
 PyObject* elementary(PyObject*, PyObject* args) {
@@ -31,7 +28,7 @@ PyObject* elementary(PyObject*, PyObject* args) {
   unsigned long long x, y;
   Py_ssize_t n;
   if (!PyArg_ParseTuple(args, "iKKn", &which, &x, &y, &n)) return nullptr;
-  nf::cpu_kernels().elementary(which, reinterpret_cast<const float*>(x), reinterpret_cast<float*>(y), n);
+  nf::processor().elementary(which, reinterpret_cast<const float*>(x), reinterpret_cast<float*>(y), n);
   Py_RETURN_NONE;
 }
 

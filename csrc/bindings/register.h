@@ -1,0 +1,20 @@
+// Every op's implementations, registered on one dispatch key: CPU from nfkernels._C, CUDA from nfkernels._C_cuda.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+namespace nf {
+
+using torch::stable::detail::StableLibrary;
+
+void register_affine_coupling(StableLibrary&);
+void register_channel_mix(StableLibrary&);
+
+// Called from Python once the module's schema version has been found to match.
+inline void register_ops(const char* key) {
+  static StableLibrary library(StableLibrary::Kind::IMPL, "nfkernels", key, __FILE__, __LINE__);
+  register_affine_coupling(library);
+  register_channel_mix(library);
+}
+
+}  // namespace nf

@@ -1,0 +1,26 @@
+// The CUDA kernels' table.
+
+#include "../include/kernels.h"
+
+namespace nf {
+namespace cuda {
+
+#define NF_WEAK __attribute__((weak))
+NF_WEAK void affine_coupling_forward(const Coupling&, const CouplingForward&, const Launch&);
+NF_WEAK void affine_coupling_backward(const Coupling&, const CouplingBackward&, const Launch&);
+NF_WEAK void channel_mix_forward(const MixForward&, const Launch&);
+NF_WEAK void channel_mix_backward(const MixBackward&, const Launch&);
+
+}  // namespace cuda
+
+const Kernels& kernels() {
+  static const Kernels table = {
+      cuda::affine_coupling_forward,
+      cuda::affine_coupling_backward,
+      cuda::channel_mix_forward,
+      cuda::channel_mix_backward,
+  };
+  return table;
+}
+
+}  // namespace nf

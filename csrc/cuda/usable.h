@@ -1,0 +1,16 @@
+// What this build can run on.
+#pragma once
+
+#include <string>
+
+namespace nf {
+namespace cuda {
+
+// Why the kernels cannot run on a device (an old driver, no image for its architecture), as one sentence; empty if they
+// can.
+std::string why_unusable(int device);
+
+int multiprocessors(int device);
+
+}  // namespace cuda
+}  // namespace nf
