@@ -153,7 +153,7 @@ def _install_stub(op: Op, key: str = "CUDA") -> torch.library.Library:
 
 
 def settle_cuda(key: str = "CUDA") -> None:
-    """Replaces the stubs on the CUDA key by what this machine can run: CUDA kernels, else Triton, else the reference."""
+    """Replaces the stubs on the CUDA key by the best that this machine can run."""
     backend, _state.cuda_reason = _cuda_choice()
     stubs = [op for op in _state.ops.values() if op.cuda_stub is not None]
     for op in stubs:

@@ -109,7 +109,7 @@ def forward(
 def backward(
     y, params, dy, dlogdet, channel_map, mask, gain, form, prescale, offset, gain_factor, clamp, eps, rebuild
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``(dx, dparams, dgain, x)``, dgain empty without a gain, x unless it is rebuilt; the raw op ``_affine_coupling_backward``."""
+    """``(dx, dparams, dgain, x)``, the last two empty unless asked for; the raw op ``_affine_coupling_backward``."""
     f, constants = _options(form, prescale, offset, gain_factor, clamp, eps)
     batch, channels = y.shape[:2]
     size = tiles.positions(y)

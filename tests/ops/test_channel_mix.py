@@ -145,7 +145,8 @@ def test_opcheck(need):
     ):
         weight = torch.randn(4, 4)
         torch.library.opcheck(torch.ops.nfkernels._channel_mix_forward, (x, weight, torch.randn(4)))
-        torch.library.opcheck(torch.ops.nfkernels._channel_mix_backward, (x, weight, torch.randn_like(x), None, None, *need))
+        args = (x, weight, torch.randn_like(x), None, None, *need)
+        torch.library.opcheck(torch.ops.nfkernels._channel_mix_backward, args)
 
 
 def test_compile_fullgraph_equals_eager():

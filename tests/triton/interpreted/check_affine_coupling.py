@@ -220,9 +220,7 @@ def test_gradients_given(grads, shape):
 def test_missing_gradients_as_the_raw_op_sees_them():
     y, params = torch.randn(3, 4, 5), torch.randn(3, 8, 5)
     form = (2, 1.0, 2.0, 1.0, float("inf"), 0.0)
-    dx, dparams, dgain, _ = launchers.backward(
-        y, params, None, torch.ones(1).expand(3), None, None, None, *form, False
-    )
+    dx, dparams, dgain, _ = launchers.backward(y, params, None, torch.ones(1).expand(3), None, None, None, *form, False)
     assert not dx.any()
     assert not dparams[:, :4].any()
     assert dparams[:, 4:].isfinite().all()
