@@ -241,8 +241,9 @@ class Build(build_ext):
                     terminal.write(message)
 
 
-setup(
-    ext_modules=[Extension(name, sources=[], py_limited_api=True, optional=True) for name in MODULES],
-    cmdclass={"build_ext": Build},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension(name, sources=[], py_limited_api=True, optional=True) for name in MODULES],
+        cmdclass={"build_ext": Build},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    )

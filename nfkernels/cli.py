@@ -142,6 +142,7 @@ def _facts() -> dict[str, Any]:
             devices[name] = "Apple GPU"
     if "cuda:0" not in here:
         devices["cuda"] = f"not here: {why_no_cuda()}"
+    devices["cuda kernels"] = _library.cuda_module_state()
     ops = []
     for op in _library.op_names():
         for kind in dict.fromkeys(name.partition(":")[0] for name in here):

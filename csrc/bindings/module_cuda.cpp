@@ -68,7 +68,8 @@ PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, methods
 PyMODINIT_FUNC PyInit__C_cuda() {
   PyObject* module = PyModule_Create(&definition);
   if (module && (PyModule_AddIntConstant(module, "schema_version", NF_SCHEMA_VERSION) < 0 ||
-                 PyModule_AddStringConstant(module, "architectures", NF_CUDA_ARCHITECTURES) < 0)) {
+                 PyModule_AddStringConstant(module, "architectures", NF_CUDA_ARCHITECTURES) < 0 ||
+                 PyModule_AddStringConstant(module, "compiler", nf::cuda::compiler()) < 0)) {
     Py_DECREF(module);
     return nullptr;
   }

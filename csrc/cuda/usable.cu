@@ -50,6 +50,12 @@ int multiprocessors(int device) {
   return count;
 }
 
+#define NF_TEXT_(x) #x
+#define NF_TEXT(x) NF_TEXT_(x)
+const char* compiler() {
+  return "nvcc " NF_TEXT(__CUDACC_VER_MAJOR__) "." NF_TEXT(__CUDACC_VER_MINOR__) "." NF_TEXT(__CUDACC_VER_BUILD__);
+}
+
 }  // namespace cuda
 }  // namespace nf
 

@@ -12,5 +12,8 @@ std::string why_unusable(int device);
 
 int multiprocessors(int device);
 
+// The nvcc that compiled the kernels, as "nvcc 13.0.88".
+const char* compiler();
+
 }  // namespace cuda
 }  // namespace nf

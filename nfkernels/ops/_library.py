@@ -192,6 +192,12 @@ def cuda_module_missing() -> str | None:
     return None
 
 
+def cuda_module_state() -> str:
+    """One phrase on ``nfkernels._C_cuda`` for :command:`nfkernels info`, on machines without a GPU too."""
+    module, missing = _module("nfkernels._C_cuda")
+    return missing if module is None else f"built for {module.architectures} by {module.compiler}"
+
+
 # --- the compiled modules -------------------------------------------------------------------------------------------
 
 

@@ -188,3 +188,49 @@ def test_every_public_name_is_there():
     assert set(nfkernels.__all__) <= set(dir(nfkernels))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         nfkernels.nonsense  # noqa: B018
+
+
+FAKE_CUDA = """
+    import sys, types
+    import nfkernels, torch
+    from nfkernels.ops import _library as lib
+
+    registered = []
+    fake = types.ModuleType("nfkernels._C_cuda")
+    fake.schema_version = lib.SCHEMA_VERSION + ({wrong})
+    fake.architectures = "sm_90"
+    fake.register = lambda: registered.append(1)
+    fake.why_unusable = lambda device: {why!r} if device == 1 else None
+    sys.modules["nfkernels._C_cuda"] = fake
+    torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 2
+    print(lib.serving("_channel_mix_forward", "cuda"))
+    lib.settle_cuda()
+    print(lib.serving("_channel_mix_forward", "cuda"))
+    print("registered", registered)
+    try:
+        lib._forced_implementation(lib._state.ops["_channel_mix_forward"], "native", torch.device("cuda"))
+        print("native forced")
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("why", "wrong", "served", "said"),
+    [
+        (None, 0, "native", "sm_90"),
+        ("the driver is too old", 0, "triton", "cuda:1: the driver is too old"),
+        (None, 1, "triton", "built for op schemas"),
+    ],
+)
+def test_cuda_module_serves_where_every_device_can_run_it(why, wrong, served, said):
+    if _library.triton_missing() is not None:
+        pytest.skip("Triton is not installed")
+    done = python(FAKE_CUDA.format(why=why, wrong=wrong))
+    assert done.returncode == 0, done.stderr
+    before, after, registered, forced = done.stdout.strip().splitlines()
+    assert before == after
+    assert before.startswith(f"('{served}'")
+    assert said in before
+    assert registered == f"registered {[1] if served == 'native' else []}"
+    assert forced == "native forced" if served == "native" else said in forced

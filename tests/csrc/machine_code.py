@@ -1,0 +1,118 @@
+"""What nvcc made of the CUDA kernels: registers, stack, and the width of their global accesses, from the built module.
+
+    python tests/csrc/machine_code.py --write     # after a change: rewrites csrc/cuda/resources.txt
+
+Needs nfkernels._C_cuda and cuobjdump (the CUDA toolkit's, or the one in Triton's package); no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+TABLE = Path(__file__).parents[2] / "csrc/cuda/resources.txt"
+IN_TABLE = ("sm_80", "sm_90")
+# Names (patterns) of the kernels that must load and store 16 bytes at a time.
+HOT: list[str] = []
+
+
+@dataclass
+class Kernel:
+    registers: int
+    stack: int  # bytes; above 0: an array indexed at run time, or spills
+    spills: int  # loads and stores of local memory
+    accesses: dict[str, int]  # global ones, by kind and bits: {"LDG.128": 4}
+
+    def cell(self) -> str:
+        wide = sum(n for kind, n in self.accesses.items() if kind.endswith(".128"))
+        return f"{self.registers:>4} {wide:>4}"
+
+
+def cuobjdump() -> str | None:
+    """Its path, or None."""
+    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+    candidates = [shutil.which("cuobjdump"), home / "bin/cuobjdump"]
+    if (triton := importlib.util.find_spec("triton")) is not None and triton.origin:
+        candidates.append(Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump")
+    return next((str(c) for c in candidates if c and Path(c).is_file()), None)
+
+
+def module_path() -> Path | None:
+    spec = importlib.util.find_spec("nfkernels._C_cuda")
+    return None if spec is None or spec.origin is None else Path(spec.origin)
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@functools.lru_cache(maxsize=8)
+def kernels(architecture: str) -> dict[str, Kernel]:
+    """Every kernel of the built module on one architecture, by its readable name."""
+    tool, path = cuobjdump(), str(module_path())
+    found: dict[str, Kernel] = {}
+    usage = _output(tool, "--dump-resource-usage", "-arch", architecture, path)
+    for symbol, text in re.findall(r"Function (\S+):\n\s+(.*)", usage):
+        number = {key: int(n) for key, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+        found[symbol] = Kernel(number["REG"], number["STACK"] + number["LOCAL"], 0, {})
+    for part in _output(tool, "-sass", "-arch", architecture, path).split("Function : ")[1:]:
+        symbol, sass = part.split("\n", 1)
+        kernel = found[symbol.strip()]
+        kernel.spills = len(re.findall(r"\b(?:LDL|STL)\b", sass))
+        for kind, modifiers in re.findall(r"\b(LDGSTS|LDG|STG)((?:\.[A-Z0-9_]+)*)", sass):
+            width = re.search(r"\.(128|64|U?S?16|U?S?8)\b", modifiers)
+            key = f"{kind}.{width.group(1).lstrip('US') if width else '32'}"
+            kernel.accesses[key] = kernel.accesses.get(key, 0) + 1
+    names = subprocess.run(
+        [shutil.which("c++filt") or "c++filt"], input="\n".join(found), capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    return dict(sorted((readable(name), kernel) for name, kernel in zip(names, found.values(), strict=True)))
+
+
+def readable(name: str) -> str:
+    """``void nf::cuda::(anonymous namespace)::tile<float, 4>(Args)`` is ``tile<float, 4>``."""
+    name = re.sub(r"\(anonymous namespace\)::|nf::cuda::|nf::|^void ", "", name)
+    depth = 0
+    for i, letter in enumerate(name):
+        depth += (letter == "<") - (letter == ">")
+        if letter == "(" and depth == 0 and i:
+            return name[:i]
+    return name
+
+
+def compiler() -> str:
+    importlib.import_module("torch")  # whose libraries the module needs
+    return importlib.import_module("nfkernels._C_cuda").compiler
+
+
+def table() -> str:
+    """One line per kernel: registers and 16-byte global accesses on each architecture."""
+    columns = [kernels(a) for a in IN_TABLE]
+    width = max(map(len, columns[0]))
+    lines = [
+        "# Registers of a thread, and how many 16-byte global accesses there are in the code, of every CUDA kernel.",
+        "# Stack and spills are 0 throughout (tests/csrc/test_machine_code.py).",
+        f"# Made by {compiler()}; rewrite with: python tests/csrc/machine_code.py --write",
+        f"{'kernel':<{width}}  " + "  ".join(f"{a:>9}" for a in IN_TABLE),
+    ]
+    for name in columns[0]:
+        lines.append(f"{name:<{width}}  " + "  ".join(c[name].cell() for c in columns))
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write the table instead of printing it")
+    if parser.parse_args().write:
+        TABLE.write_text(table(), encoding="utf-8")
+    else:
+        sys.stdout.write(table())

@@ -1,0 +1,60 @@
+"""The static gate of the CUDA kernels: no spills, 16-byte accesses where they count, and a table that shows changes."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import shutil
+from pathlib import Path
+
+import machine_code
+import pytest
+
+if importlib.util.find_spec("nfkernels._C_cuda") is None and not Path("/usr/local/cuda/bin/nvcc").is_file():
+    pytest.skip("nfkernels._C_cuda is not built, and there is no nvcc", allow_module_level=True)
+if machine_code.cuobjdump() is None or shutil.which("c++filt") is None:
+    pytest.skip("cuobjdump or c++filt is not here", allow_module_level=True)
+
+ARCHITECTURES = [
+    "sm_80",
+    "sm_90",
+    *(pytest.param(a, marks=pytest.mark.exhaustive) for a in ("sm_86", "sm_89", "sm_100", "sm_120")),
+]
+
+
+def built(architecture):
+    importlib.import_module("torch")
+    available = importlib.import_module("nfkernels._C_cuda").architectures
+    if architecture not in available.split(","):
+        pytest.skip(f"nfkernels._C_cuda is built for {available}")
+    return machine_code.kernels(architecture)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nothing_spills(architecture):
+    kernels = built(architecture)
+    assert len(kernels) > 20
+    bad = {name: (k.stack, k.spills) for name, k in kernels.items() if k.stack or k.spills}
+    assert not bad, f"bytes of stack, local accesses: {bad}"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("hot", machine_code.HOT)
+def test_hot_kernels_move_16_bytes_at_a_time(architecture, hot):
+    """Loads (LDG, or LDGSTS straight to shared memory) and stores."""
+    kernels = {name: k for name, k in built(architecture).items() if re.fullmatch(hot, name)}
+    assert kernels, f"no kernel is called {hot}"
+    for name, kernel in kernels.items():
+        assert kernel.accesses.get("LDG.128", 0) + kernel.accesses.get("LDGSTS.128", 0) > 0, (name, kernel)
+        assert kernel.accesses.get("STG.128", 0) > 0, (name, kernel)
+
+
+def test_table_is_up_to_date():
+    """Exactly under the compiler that made it; another one gives other numbers, and the tests above bound those."""
+    for architecture in machine_code.IN_TABLE:
+        built(architecture)
+    written = machine_code.TABLE.read_text(encoding="utf-8")
+    if machine_code.compiler() not in written:
+        pytest.skip(f"the table is for another compiler than {machine_code.compiler()}")
+    assert machine_code.table() == written, "run: python tests/csrc/machine_code.py --write, and look at the change"
