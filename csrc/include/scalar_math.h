@@ -1,7 +1,8 @@
 // Scalar elementary functions, torch-free, written so that a plain loop over them vectorises.
 //
 // float: branch-free, within 2 ulp of the exact value (atan: 3; tests/csrc measures it) over the whole range, NaN in,
-// NaN out. double: the C library. Shared by every CPU kernel; libm's float functions would be calls in the loop.
+// NaN out. double: the C library. Shared by every kernel; libm's float functions would be calls in a CPU's loop. On a
+// GPU exp and log are CUDA's own (full accuracy): the hardware's exponential is cheaper than a polynomial.
 #pragma once
 
 #include <cmath>
@@ -10,7 +11,11 @@
 
 // Inlining is not a hint here: a call in the loop would keep it scalar.
 #ifndef NF_FN
+#ifdef __CUDACC__
+#define NF_FN static __host__ __device__ __forceinline__
+#else
 #define NF_FN static inline __attribute__((always_inline))
+#endif
 #endif
 
 namespace nf {
@@ -28,6 +33,12 @@ NF_FN int32_t to_bits(float f) {
   return i;
 }
 
+#ifdef __CUDA_ARCH__
+NF_FN float exp_(float x) { return ::expf(x); }
+NF_FN float exp_bounded(float x) { return ::expf(x); }
+NF_FN float exp_minus_abs(float x) { return ::expf(-::fabsf(x)); }
+NF_FN float log_(float x) { return ::logf(x); }
+#else
 // exp for x in [-104, 89] or NaN. Contraction to a fused multiply-add is left to the compiler.
 NF_FN float exp_bounded(float x) {
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits
@@ -68,7 +79,7 @@ NF_FN float log_(float x) {
   const float scaled = tiny ? x * 8388608.0f : x;
   const int32_t bits = to_bits(scaled);
   // m in [sqrt(1/2), sqrt(2)), x = m 2^e
-  const int32_t shifted = bits - 0x3f3504f3;
+  const int32_t shifted = static_cast<int32_t>(static_cast<uint32_t>(bits) - 0x3f3504f3u);  // wraps for x < 0
   const int32_t e_int = (shifted >> 23) - (tiny ? 23 : 0);
   const float m = from_bits((shifted & 0x007fffff) + 0x3f3504f3);
   const float e = static_cast<float>(e_int);
@@ -92,6 +103,7 @@ NF_FN float log_(float x) {
   r = x < 0.0f ? NAN : r;
   return (x != x || x == INFINITY) ? x : r;
 }
+#endif
 
 // log(1 + u) for u in [0, 1] as u P(u): every digit of a small u is kept, and there is no division to wait for.
 NF_FN float log1p_unit(float u) {
