@@ -143,14 +143,18 @@ template <typename T>
 struct BackwardJob : Common<T> {
   const CouplingBackward& io;
   Runs runs;
-  BlockFunction<T> compute;
-  double* gain_partial = nullptr;  // [units, transformed] or null
+  BlockFunction<T> compute, rebuild;  // rebuild: the coupling's input from the block that was just read
+  double* gain_partial = nullptr;     // [units, transformed] or null
 
   BackwardJob(const Coupling& coupling, const CouplingBackward& tensors) : Common<T>(coupling), io(tensors) {
-    const View* views[] = {&io.y, &io.dx, &io.dy};
+    const View* views[4] = {&io.y, &io.dx};
     const View* raw[] = {&io.params, &io.dparams};
-    runs = find_runs(coupling, views, io.dy.data ? 3 : 2, raw, 2);
+    int n = 2;
+    if (io.dy.data) views[n++] = &io.dy;
+    if (io.x.data) views[n++] = &io.x;
+    runs = find_runs(coupling, views, n, raw, 2);
     compute = block_function<T, true>(coupling);
+    rebuild = block_function<T, false>(inverted(coupling));
   }
 
   T dlogdet(int64_t b) const { return io.dlogdet ? static_cast<const T*>(io.dlogdet)[b * io.dlogdet_stride] : T(0); }
@@ -159,7 +163,7 @@ struct BackwardJob : Common<T> {
     const Coupling& k = this->k;
     Scratch<T> s;
     s.quiet();
-    const Port<T> y(io.y, k.data, runs), dy(io.dy, k.data, runs), dx(io.dx, k.data, runs);
+    const Port<T> y(io.y, k.data, runs), dy(io.dy, k.data, runs), dx(io.dx, k.data, runs), x(io.x, k.data, runs);
     const Port<T> params(io.params, k.raw, runs, k.params_step()), dparams(io.dparams, k.raw, runs, k.params_step());
     const int64_t width = params.width;
     const int64_t shift = k.shift_offset(io.params.c) * width, raw = k.scale_offset(io.params.c) * width;
@@ -168,6 +172,7 @@ struct BackwardJob : Common<T> {
     for (int64_t u = begin; u < end; ++u) {
       const int64_t b = this->sample_of(u), piece = u - b * this->pieces;
       copy_passing<T>(k, runs, dy, dx, b, piece, this->pieces);
+      if (x.data) copy_passing<T>(k, runs, y, x, b, piece, this->pieces);
       fill(s.dlogdet, longest, dlogdet(b));
       const Part part = part_of(runs.rows, runs.length, piece, this->pieces);
       for (int64_t row = part.row0; row < part.row1; ++row) {
@@ -193,6 +198,12 @@ struct BackwardJob : Common<T> {
           dparams.finish(made + dshift, i, n, block.dt);
           if (k.has_scale()) dparams.finish(made + draw, i, n, block.dr);
           if (gain_partial) add_lanes(s.dg, n, lanes);
+          if (x.data) {
+            char* start = x.start(b, k.first, row);
+            block.y = x.target(start, i, n, s.y);
+            rebuild(block, padded_size(n), this->constants, -this->shift_sign);
+            x.finish(start, i, n, block.y);
+          }
           i += n;
         }
         if (gain_partial) gain_partial[u * k.transformed + row] += sum_lanes(lanes);
@@ -234,16 +245,25 @@ void BackwardJob<T>::by_tiles(int64_t begin, int64_t end) {
     if (k.has_scale()) store_raw(io.dparams.data, tile.dr, tile.n, s.dr);
     if (gain_partial)
       for (int i = 0; i < tile.n; ++i) gain_partial[tile.unit[i] * k.transformed + tile.channel[i]] += s.dg[i];
+    if (io.x.data) {
+      rebuild(s.block(), pad(s, tile.n), this->constants, -this->shift_sign);
+      store(io.x.data, tile.rebuilt, tile.n, s.y);
+    }
     tile.n = 0;
   };
   visit(*this, io.y, begin, end, [&](int64_t u, int64_t b, int64_t c, int64_t p) {
     const int64_t j = k.source(c);
     const int64_t dxo = b * io.dx.b + c * io.dx.c + p * io.dx.p, dyo = b * io.dy.b + c * io.dy.c + p * io.dy.p;
     const int64_t dpo = b * io.dparams.b + j * step * io.dparams.c + p * io.dparams.p;
+    const int64_t ro = b * io.x.b + c * io.x.c + p * io.x.p, yo = b * io.y.b + c * io.y.c + p * io.y.p;
     if (j < 0 || (mask && !mask[b * k.mask.b + c * k.mask.c + p * k.mask.p])) {
       T v = 0;
       if (io.dy.data) load(io.dy.data, &dyo, 1, &v);
       store(io.dx.data, &dxo, 1, &v);
+      if (io.x.data) {
+        load(io.y.data, &yo, 1, &v);
+        store(io.x.data, &ro, 1, &v);
+      }
       if (j >= 0) {
         const T none = 0;
         const int64_t dt = dpo + dt_off, dr = dpo + dr_off;
@@ -254,7 +274,7 @@ void BackwardJob<T>::by_tiles(int64_t begin, int64_t end) {
     }
     const int64_t po = b * io.params.b + j * step * io.params.c + p * io.params.p;
     const int i = tile.n++;
-    tile.x[i] = dxo, tile.y[i] = b * io.y.b + c * io.y.c + p * io.y.p, tile.dy[i] = dyo;
+    tile.x[i] = dxo, tile.y[i] = yo, tile.dy[i] = dyo, tile.rebuilt[i] = ro;
     tile.t[i] = po + t_off, tile.r[i] = po + r_off, tile.dt[i] = dpo + dt_off, tile.dr[i] = dpo + dr_off;
     tile.unit[i] = u, tile.channel[i] = j;
     if (tile.n == kBlock) flush();

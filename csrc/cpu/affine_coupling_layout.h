@@ -182,7 +182,7 @@ int64_t outer_size(const Coupling& k, const View& x) { return x.p <= x.c ? k.cha
 struct Tile {
   int n = 0;
   int64_t x[kBlock], y[kBlock], t[kBlock], r[kBlock], unit[kBlock], channel[kBlock];
-  int64_t dy[kBlock], dt[kBlock], dr[kBlock];
+  int64_t dy[kBlock], dt[kBlock], dr[kBlock], rebuilt[kBlock];
 };
 
 // The gain of one row, for all of a block.

@@ -47,6 +47,14 @@ inline void unpack_form(Coupling& k, int64_t bits) {
   k.negate_log = inverse != reciprocal;
 }
 
+// The same coupling in the other direction.
+inline Coupling inverted(Coupling k) {
+  k.shift_first = !k.shift_first;
+  k.negate_shift = !k.negate_shift;
+  k.negate_log = !k.negate_log;
+  return k;
+}
+
 struct CouplingForward {
   View x, params, y;
   const void* logdet_in;  // running log-determinant or null

@@ -158,16 +158,20 @@ def forward_kernel(
 
 @triton.jit
 def _backward_tile(
-    p_y, p_params, p_dy, p_dx, p_dparams, p_map, p_mask, p_gain,  # at the samples' first elements
+    p_y, p_params, p_dy, p_dx, p_dparams, p_rebuilt, p_map, p_mask, p_gain,  # at the samples' first elements
     b_dlogdet,
     o_c, o_p, m_c, m_in, start, count,
     s_yc, s_yp, s_wc, s_wp, o_shift, o_scale, s_gc, s_gp, s_xc, s_xp, s_vc, s_vp, o_dshift, o_dscale, s_mc, s_mp,
+    s_rc, s_rp,
     KIND: tl.constexpr, NEGATE: tl.constexpr,
     PRESCALE: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr, CLAMP: tl.constexpr, EPS: tl.constexpr,
     LOG_GAIN: tl.constexpr, LOG_CLAMP: tl.constexpr,
     SHIFT_FIRST: tl.constexpr, INVERSE: tl.constexpr, PARTIAL: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """Writes one tile of dx and dparams and returns its dgain terms, zero where nothing is transformed."""
+    """Writes one tile of dx and dparams, and of the input rebuilt from y where that is wanted.
+
+    Returns the tile's dgain terms, zero where nothing is transformed.
+    """
     b_row, m_row = _params_channel(p_map, o_c, m_c, start, count, PARTIAL)
     m_w = m_in & m_row
     if p_dy is not None:
@@ -180,11 +184,23 @@ def _backward_tile(
     if p_mask is not None:
         m_t = m_w & (tl.load(p_mask + (o_c * s_mc + o_p * s_mp), mask=m_in, other=0) != 0)
     b_dgain = tl.zeros(m_in.shape, DTYPE)
+    if KIND != 0 or p_rebuilt is not None:
+        # A rebuilt tile takes what passes through from y as well.
+        b_y = tl.load(
+            p_y + (o_c * s_yc + o_p * s_yp), mask=m_w if p_rebuilt is None else m_in, other=0.0
+        ).to(DTYPE)  # fmt: skip
+    if (KIND != 0 and not SHIFT_FIRST) or p_rebuilt is not None:
+        b_t = tl.load(p_params + (o_w + o_shift), mask=m_w, other=0.0).to(DTYPE)
+        if p_mask is not None:
+            b_t = tl.where(m_t, b_t, 0.0)
+        if INVERSE:
+            b_t = -b_t
     if KIND == 0:
         b_dx = b_dy
         b_dt = b_dy
+        if p_rebuilt is not None:
+            b_x = b_y - b_t
     else:
-        b_y = tl.load(p_y + (o_c * s_yc + o_p * s_yp), mask=m_w, other=0.0).to(DTYPE)
         b_r = tl.load(p_params + (o_w + o_scale), mask=m_w, other=0.0).to(DTYPE)
         if p_mask is not None:
             b_r = tl.where(m_t, b_r, 0.0)
@@ -201,10 +217,12 @@ def _backward_tile(
             b_u = b_dy * b_y + b_dlogdet
         else:
             b_dt = b_dy
-            b_t = tl.load(p_params + (o_w + o_shift), mask=m_w, other=0.0).to(DTYPE)
-            if p_mask is not None:
-                b_t = tl.where(m_t, b_t, 0.0)
-            b_u = b_dy * (b_y + b_t if INVERSE else b_y - b_t) + b_dlogdet
+            b_u = b_dy * (b_y - b_t) + b_dlogdet
+        if p_rebuilt is not None:
+            if SHIFT_FIRST:
+                b_x = b_y / b_s - b_t
+            else:
+                b_x = (b_y - b_t) / b_s
         b_dr = b_u * b_d  # the inverse's sign is in NEGATE already
         if p_mask is not None:
             b_dr = tl.where(m_t, b_dr, 0.0)
@@ -219,15 +237,19 @@ def _backward_tile(
         b_dx = tl.where(m_t, b_dx, b_dy)
     tl.store(p_dparams + (o_v + o_dshift), b_dt.to(p_dparams.dtype.element_ty), mask=m_w)
     tl.store(p_dx + (o_c * s_xc + o_p * s_xp), b_dx.to(p_dx.dtype.element_ty), mask=m_in)
+    if p_rebuilt is not None:
+        if PARTIAL or p_mask is not None:
+            b_x = tl.where(m_t, b_x, b_y)
+        tl.store(p_rebuilt + (o_c * s_rc + o_p * s_rp), b_x.to(p_rebuilt.dtype.element_ty), mask=m_in)
     return b_dgain
 
 
 @triton.jit
 def backward_kernel(
-    p_y, p_params, p_dy, p_dlogdet, p_dx, p_dparams, p_dgain, p_map, p_mask, p_gain,
+    p_y, p_params, p_dy, p_dlogdet, p_dx, p_dparams, p_rebuilt, p_dgain, p_map, p_mask, p_gain,
     B, C, P, start, count, n_units, n_workers,
     s_yb, s_yc, s_yp, s_wb, s_wc, s_wp, o_shift, o_scale, s_gb, s_gc, s_gp, s_lb,
-    s_xb, s_xc, s_xp, s_vb, s_vc, s_vp, o_dshift, o_dscale, s_mb, s_mc, s_mp,
+    s_xb, s_xc, s_xp, s_vb, s_vc, s_vp, o_dshift, o_dscale, s_rb, s_rc, s_rp, s_mb, s_mc, s_mp,
     KIND: tl.constexpr, NEGATE: tl.constexpr,
     PRESCALE: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr, CLAMP: tl.constexpr, EPS: tl.constexpr,
     LOG_GAIN: tl.constexpr, LOG_CLAMP: tl.constexpr,
@@ -273,11 +295,11 @@ def backward_kernel(
             b_dlogdet = tl.load(p_dlogdet + o_b * s_lb).to(DTYPE)
         b_dgain += _backward_tile(
             p_y + o_b * s_yb, p_params + o_b * s_wb, None if p_dy is None else p_dy + o_b * s_gb,
-            p_dx + o_b * s_xb, p_dparams + o_b * s_vb,
+            p_dx + o_b * s_xb, p_dparams + o_b * s_vb, None if p_rebuilt is None else p_rebuilt + o_b * s_rb,
             p_map, None if p_mask is None else p_mask + o_b * s_mb, p_gain,
             b_dlogdet, o_c, o_p, m_c, m_in, start, count,
             s_yc, s_yp, s_wc, s_wp, o_shift, o_scale, s_gc, s_gp, s_xc, s_xp, s_vc, s_vp, o_dshift, o_dscale,
-            s_mc, s_mp,
+            s_mc, s_mp, s_rc, s_rp,
             KIND, NEGATE, PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP,
             SHIFT_FIRST, INVERSE, PARTIAL, DTYPE,
         )  # fmt: skip

@@ -115,9 +115,9 @@ def backward(
     size = tiles.positions(y)
     dtype = compute_dtype(y)
     dx, dparams = torch.empty_like(y), torch.empty_like(params)
+    x = torch.empty_like(y) if rebuild else y.new_empty(0)
     start, count, partial = _where(y, params, channel_map, f)
     if y.numel() == 0:
-        x = torch.empty_like(y) if rebuild else y.new_empty(0)
         return dx, dparams, y.new_zeros(0 if gain is None else count, dtype=dtype), x
     t = tiles.tile(y, params)
     if t.rows:
@@ -134,19 +134,15 @@ def backward(
     s_dparams = _params_strides(dparams, f)
     with tiles.on_device_of(y):
         backward_kernel[(n_workers * n_blocks,)](
-            y, params, dy, dlogdet, dx, dparams, partials,
+            y, params, dy, dlogdet, dx, dparams, x if rebuild else None, partials,
             _packed(channel_map), mask, _packed(gain),
             batch, channels, size, start, count, n_units, n_workers,
             *s_y, *_params_strides(params, f), *(tiles.strides(dy) if dy is not None else (0, 0, 0)),
-            0 if dlogdet is None else dlogdet.stride(0), *tiles.strides(dx), *s_dparams, *s_mask,
+            0 if dlogdet is None else dlogdet.stride(0), *tiles.strides(dx), *s_dparams,
+            *(tiles.strides(x) if rebuild else (0, 0, 0)), *s_mask,
             **constants, PARTIAL=partial, DTYPE=tiles.TRITON_DTYPE[dtype],
             ROWS=t.rows, CHANNELS_INNER=s_y[1] == 1 and channels > 1, ONE_POSITION=size == 1,
             WIDE=n_units >= 2**31 or tiles.is_wide(y, params, dy, dx, dparams, mask),
             BLOCK_0=t.block_0, BLOCK_1=t.block_1, num_warps=t.warps, num_stages=1, enable_fp_fusion=True,
         )  # fmt: skip
-    x = y.new_empty(0)
-    if rebuild:
-        x, _ = forward(
-            y, params, channel_map, mask, gain, None, form ^ 1 << 9, prescale, offset, gain_factor, clamp, eps
-        )
     return dx, dparams, y.new_empty(0, dtype=dtype) if partials is None else partials.sum((0, 2)), x

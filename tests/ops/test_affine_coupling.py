@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from torch._dynamo.backends.common import aot_autograd
 
 from nfkernels import ScaleMap, affine_coupling, channel_mix, use_backend
+from nfkernels.ops.affine_coupling import _make_form as make_form
+from nfkernels.reference import affine_coupling as reference
 from nfkernels.reference.affine_coupling import Form, Identity, Order
 
 EPS = {torch.float64: 2.3e-16, torch.float32: 1.2e-7, torch.bfloat16: 7.9e-3, torch.float16: 9.8e-4}
@@ -60,6 +62,31 @@ def test_native_matches_reference(block):
             plain, exact = run(case), run(case, upcast=True)
         assert_as_good_as_reference(got, plain, exact, case)
         assert got[0].stride() == torch.empty_like(case.x).stride()
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_native_backward_rebuilds_the_input(block):
+    """Asked for its input, the backward gives the other direction's output beside the very same gradients."""
+    for point in coupling_options(160, seed=2)[block::4]:
+        case = coupling_case(point)
+        options = dict(case.options)
+        mask, channel_map = options.pop("mask"), options.pop("channel_map")
+        form, packed = make_form(**options)
+        if mask is not None:
+            mask = mask.expand(-1, -1, *case.x.shape[2:])
+        with torch.no_grad():
+            y, _ = affine_coupling(case.x, case.params, gain=case.gain, **case.options)
+        dy, dlogdet = torch.randn_like(y), torch.randn(len(y), dtype=logdet_dtype(case))
+        inputs = (y, case.params, dy, dlogdet, channel_map, mask, case.gain, *packed)
+        *grads, x = torch.ops.nfkernels._affine_coupling_backward(*inputs, True)
+        *without, nothing = torch.ops.nfkernels._affine_coupling_backward(*inputs, False)
+        assert nothing.shape == (0,)
+        assert all(torch.equal(a, b) for a, b in zip(grads, without, strict=True))
+        assert x.stride() == torch.empty_like(y).stride()
+        plain = reference.rebuild(y, case.params, channel_map, mask, case.gain, form)
+        gain = None if case.gain is None else case.gain.double()
+        exact = reference.rebuild(y.double(), case.params.double(), channel_map, mask, gain, form)
+        assert_as_good_as_reference([x], [plain], [exact], case)
 
 
 @pytest.mark.parametrize("which", range(len(MAPS)))

@@ -63,7 +63,7 @@ def compiled(target, call):
 
 def coupling(target, shape, *, m="glow", count=None, layout="shift_scale", order="scale_first", identity="none",
              inverse=False, dtype=F32, params_dtype=None, last=(False, False), mask=None, channel_map=None,
-             gain=False, running=False):  # fmt: skip
+             gain=False, running=False, rebuild=False):  # fmt: skip
     scale_map = MAPS[m]
     count = shape[1] if count is None else count
     x = torch.zeros(shape, dtype=dtype)
@@ -81,7 +81,7 @@ def coupling(target, shape, *, m="glow", count=None, layout="shift_scale", order
         lambda: affine_coupling.forward(x, params, channel_map, mask, gain, logdet if running else None, *form),
     )
     return binaries + compiled(
-        target, lambda: affine_coupling.backward(x, params, x, logdet, channel_map, mask, gain, *form, False)
+        target, lambda: affine_coupling.backward(x, params, x, logdet, channel_map, mask, gain, *form, rebuild)
     )
 
 
@@ -92,6 +92,12 @@ def wide(binaries, name):
 
 
 # --- the affine coupling ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("m", ["glow", "exp", "softplus"])
+def test_backward_that_rebuilds_the_input(m):
+    for shape, order in [((64, 48), "shift_first"), ((8, 12, 16, 16), "scale_first")]:
+        coupling("sm_90", shape, m=m, count=shape[1] // 2, identity="first", order=order, rebuild=True)
 
 
 @pytest.mark.parametrize("m", MAPS)

@@ -9,6 +9,9 @@ import torch
 from comparison import assert_close, placed, widened
 
 from nfkernels import ScaleMap, affine_coupling, use_backend
+from nfkernels.ops._layout import readable
+from nfkernels.ops.affine_coupling import _make_form as make_form
+from nfkernels.reference import affine_coupling as reference
 from nfkernels.triton import affine_coupling as launchers
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
@@ -57,7 +60,26 @@ def compare(shape, *, count=None, dtype=F32, params_dtype=None, layouts=("contig
     exact = results("reference", {k: widened(v) for k, v in inputs.items()}, dy.double(), dlogdet.double())
     for name in got:
         assert_close(name, got[name], plain[name], exact[name])
+    compare_rebuilt(got["y"], inputs, dy, dlogdet, options)
     return got
+
+
+def compare_rebuilt(y, inputs, dy, dlogdet, options):
+    """The input that a backward rebuilds, and that asking for it changes no gradient."""
+    options = dict(options)
+    channel_map, mask = options.pop("channel_map", None), options.pop("mask", None)
+    defaults = {"layout": "shift_scale", "order": "scale_first", "identity": "none", "inverse": False}
+    form, packed = make_form(**defaults | options)
+    params, gain = inputs["params"], inputs.get("gain")
+    if mask is not None:
+        mask = readable(mask.expand(-1, -1, *y.shape[2:]))
+    arguments = (y, params, dy, dlogdet, channel_map, mask, gain, *packed)
+    *grads, x = launchers.backward(*arguments, True)
+    for a, b in zip(grads, launchers.backward(*arguments, False), strict=False):
+        assert torch.equal(a, b)
+    plain = torch.empty_like(y).copy_(reference.rebuild(y, params, channel_map, mask, gain, form))
+    exact = reference.rebuild(widened(y), widened(params), channel_map, mask, widened(gain), form)
+    assert_close("rebuilt x", x, plain, exact)
 
 
 MAPS = {
