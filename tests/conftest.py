@@ -1,6 +1,9 @@
 """One thread per worker, and fresh memory that shows: unwritten elements are NaN in every test."""
 
+import importlib.util
 import os
+import sys
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -8,6 +11,54 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+TESTS = Path(__file__).parent
+
+
+def emulator_build():
+    """``tests/emulator/build.py``; its name is too common for an import."""
+    spec = importlib.util.spec_from_file_location("emulator_build", TESTS / "emulator" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("nfkernels")
+    group.addoption(
+        "--cuda-emulator",
+        nargs="?",
+        const="plain",
+        choices=["plain", "asan"],
+        help="run the op tests on the CUDA kernels, compiled for the CPU, in the place of the CPU kernels",
+    )
+    group.addoption(
+        "--thread-order",
+        default="forward",
+        metavar="ORDER",
+        help="with --cuda-emulator, whose turn comes first: forward, reverse or random:SEED",
+    )
+
+
+def pytest_configure(config):
+    variant = config.getoption("--cuda-emulator")
+    if not variant:
+        return
+    assert "nfkernels" not in sys.modules  # it would have its CPU kernels already
+    try:
+        module = emulator_build().load("nfkernels_emulated", variant)
+        name, _, seed = config.getoption("--thread-order").partition(":")
+        module.set_order(name, int(seed or 0))
+    except (RuntimeError, ValueError) as error:
+        raise pytest.UsageError(str(error)) from None
+    sys.modules["nfkernels._C"] = module
+
+
+def pytest_ignore_collect(collection_path, config):
+    """The CPU kernels' own tests have nothing to test under the emulator."""
+    if config.getoption("--cuda-emulator") and collection_path in (TESTS / "csrc", TESTS / "triton"):
+        return True
+    return None
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +75,11 @@ def _seed():
     torch.manual_seed(0)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(items, config):
+    if config.getoption("--cuda-emulator"):
+        for item in items:
+            if "cpu_kernels" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=item.get_closest_marker("cpu_kernels").args[0]))
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
