@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..ops import gaussian_log_density
 from ..reference.affine_coupling import compute_dtype
 from .bijection import positions, valid_mask
 from .config import Recorded
@@ -57,10 +58,10 @@ class StandardNormal(Base):
 
     def log_prob(self, z, context=None, *, lengths=None):
         mask = self._mask(z, lengths)
-        z = z.to(compute_dtype(z))
-        if mask is not None:
-            z = torch.where(mask, z, 0.0)
-        count = z.shape[1:].numel() if mask is None else z.shape[1] * positions(z, lengths)
+        if mask is None:
+            return gaussian_log_density(z)
+        z = torch.where(mask, z.to(compute_dtype(z)), 0.0)
+        count = z.shape[1] * positions(z, lengths)
         return z.square().flatten(1).sum(1).mul(-0.5) - 0.5 * _LOG_2PI * count
 
     def sample(self, n, generator=None, temperature=1.0):
@@ -82,9 +83,8 @@ class DiagonalNormal(Base):
         dtype = compute_dtype(z)
         loc, log_scale = self.loc.to(dtype), self.log_scale.to(dtype)
         if mask is None:
-            eps = (z.to(dtype) - loc) * torch.exp(-log_scale)
-            constant = log_scale.sum() + 0.5 * _LOG_2PI * self.shape.numel()
-            return eps.square().flatten(1).sum(1).mul(-0.5) - constant
+            # Not with loc and log_scale as params: their gradients would be made for every sample and then summed.
+            return gaussian_log_density((z.to(dtype) - loc) * torch.exp(-log_scale)) - log_scale.sum()
         loc, log_scale = loc[:, : z.shape[2]], log_scale[:, : z.shape[2]]
         eps = (z.to(dtype) - loc) * torch.exp(-log_scale)
         each = -0.5 * eps.square() - log_scale - 0.5 * _LOG_2PI
