@@ -7,21 +7,25 @@
 
 namespace nf {
 
-#define NF_DECLARE(ISA)                                                                   \
-  namespace ISA {                                                                         \
-  void affine_coupling_forward(const Coupling&, const CouplingForward&, const Launch&);   \
-  void affine_coupling_backward(const Coupling&, const CouplingBackward&, const Launch&); \
-  void channel_mix_forward(const MixForward&, const Launch&);                             \
-  void channel_mix_backward(const MixBackward&, const Launch&);                           \
-  void elementary(int, const float*, float*, int64_t);                                    \
-  }                                                                                       \
-  static const Processor processor_##ISA = {#ISA,                                         \
-                                            ISA::elementary,                              \
-                                            {                                             \
-                                                ISA::affine_coupling_forward,             \
-                                                ISA::affine_coupling_backward,            \
-                                                ISA::channel_mix_forward,                 \
-                                                ISA::channel_mix_backward,                \
+#define NF_DECLARE(ISA)                                                                        \
+  namespace ISA {                                                                              \
+  void affine_coupling_forward(const Coupling&, const CouplingForward&, const Launch&);        \
+  void affine_coupling_backward(const Coupling&, const CouplingBackward&, const Launch&);      \
+  void channel_mix_forward(const MixForward&, const Launch&);                                  \
+  void channel_mix_backward(const MixBackward&, const Launch&);                                \
+  void gaussian_log_density_forward(const Gaussian&, const GaussianForward&, const Launch&);   \
+  void gaussian_log_density_backward(const Gaussian&, const GaussianBackward&, const Launch&); \
+  void elementary(int, const float*, float*, int64_t);                                         \
+  }                                                                                            \
+  static const Processor processor_##ISA = {#ISA,                                              \
+                                            ISA::elementary,                                   \
+                                            {                                                  \
+                                                ISA::affine_coupling_forward,                  \
+                                                ISA::affine_coupling_backward,                 \
+                                                ISA::channel_mix_forward,                      \
+                                                ISA::channel_mix_backward,                     \
+                                                ISA::gaussian_log_density_forward,             \
+                                                ISA::gaussian_log_density_backward,            \
                                             }};
 
 NF_DECLARE(baseline)

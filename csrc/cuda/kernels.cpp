@@ -10,15 +10,15 @@ NF_WEAK void affine_coupling_forward(const Coupling&, const CouplingForward&, co
 NF_WEAK void affine_coupling_backward(const Coupling&, const CouplingBackward&, const Launch&);
 NF_WEAK void channel_mix_forward(const MixForward&, const Launch&);
 NF_WEAK void channel_mix_backward(const MixBackward&, const Launch&);
+NF_WEAK void gaussian_log_density_forward(const Gaussian&, const GaussianForward&, const Launch&);
+NF_WEAK void gaussian_log_density_backward(const Gaussian&, const GaussianBackward&, const Launch&);
 
 }  // namespace cuda
 
 const Kernels& kernels() {
   static const Kernels table = {
-      cuda::affine_coupling_forward,
-      cuda::affine_coupling_backward,
-      cuda::channel_mix_forward,
-      cuda::channel_mix_backward,
+      cuda::affine_coupling_forward, cuda::affine_coupling_backward,     cuda::channel_mix_forward,
+      cuda::channel_mix_backward,    cuda::gaussian_log_density_forward, cuda::gaussian_log_density_backward,
   };
   return table;
 }

@@ -4,6 +4,7 @@
 
 #include "affine_coupling.h"
 #include "channel_mix.h"
+#include "gaussian_log_density.h"
 
 namespace nf {
 
@@ -12,6 +13,8 @@ struct Kernels {
   void (*affine_coupling_backward)(const Coupling&, const CouplingBackward&, const Launch&);
   void (*channel_mix_forward)(const MixForward&, const Launch&);
   void (*channel_mix_backward)(const MixBackward&, const Launch&);
+  void (*gaussian_log_density_forward)(const Gaussian&, const GaussianForward&, const Launch&);
+  void (*gaussian_log_density_backward)(const Gaussian&, const GaussianBackward&, const Launch&);
 };
 
 const Kernels& kernels();

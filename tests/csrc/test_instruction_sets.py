@@ -25,6 +25,7 @@ def test_ops_on(isa):
     files = [
         TESTS / "ops/test_affine_coupling.py",
         TESTS / "ops/test_channel_mix.py",
+        TESTS / "ops/test_gaussian_log_density.py",
         TESTS / "csrc/test_elementary.py",
     ]
     keep = "native_matches or elementary or accuracy or special or non_finite or threads"

@@ -123,11 +123,11 @@ def test_only_the_needed_gradients_are_made(needed):
 def test_what_is_kept_for_the_backward():
     """x and params themselves, in their own dtypes: nothing is made for it."""
     x, params = torch.randn(2, 3, 8, requires_grad=True), torch.randn(2, 6, 8).bfloat16().requires_grad_()
-    for given in ((x,), (x, params)):
+    for tensors in ((x,), (x, params)):
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
-            gaussian_log_density(*given)
-        assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in given}
+            gaussian_log_density(*tensors)
+        assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in tensors}
 
 
 @pytest.mark.parametrize("shape", [(64, 12, 16, 16), (200, 8), (5, 6, 7, 7), (1, 70_000)], ids=str)

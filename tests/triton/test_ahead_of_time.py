@@ -23,7 +23,7 @@ from fake_driver import TARGETS, compiling_for
 
 from nfkernels.reference.affine_coupling import Form, Identity, Layout, Order
 from nfkernels.reference.scale_map import ScaleMap
-from nfkernels.triton import affine_coupling, channel_mix
+from nfkernels.triton import affine_coupling, channel_mix, gaussian_log_density
 
 NVIDIA = [t for t in TARGETS if t.startswith("sm_")]
 GENERATION = {"sm_80": 8, "sm_90": 9, "sm_100": 10, "gfx942": 0}
@@ -225,6 +225,58 @@ def test_precision_of_dots():
 def test_channel_mix_everything(target, channels, dtype, monkeypatch):
     mix(target, monkeypatch, (4, channels, 16, 16), dtype=dtype)
     mix(target, monkeypatch, (3, channels, 7, 7), dtype=dtype, last=True)
+
+
+# --- the Gaussian log-density ----------------------------------------------------------------------------------------
+
+
+def density(target, shape, *, learned=True, layout=0, dtype=F32, params_dtype=None, last=(False, False)):
+    x = torch.zeros(shape, dtype=dtype)
+    params = torch.zeros(shape[0], 2 * shape[1], *shape[2:], dtype=params_dtype or dtype)
+    x, params = (
+        t.contiguous(memory_format=torch.channels_last) if is_last else t
+        for t, is_last in zip((x, params), last, strict=True)
+    )
+    params = params if learned else None
+    total = torch.zeros(shape[0], dtype=F64 if dtype == F64 else F32)
+    binaries = compiled(target, lambda: gaussian_log_density.forward(x, params, total, layout))
+    return binaries + compiled(target, lambda: gaussian_log_density.backward(x, params, total, layout, True, learned))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("target", TARGETS)
+def test_gaussian_log_density(target, learned):
+    density(target, (8, 12, 16, 16), learned=learned, params_dtype=BF16, last=(False, True))
+
+
+DENSITIES = {
+    "images": {"shape": (8, 12, 16, 16)},
+    "split samples": {"shape": (2, 12, 64, 64)},
+    "channels last": {"shape": (8, 64, 8, 16), "last": (True, True)},
+    "flat": {"shape": (64, 3072)},
+    "rows": {"shape": (64, 64)},
+}
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("name", DENSITIES)
+def test_gaussian_log_density_moves_16_bytes_at_a_time(name, learned):
+    """But for what there is one of for each sample: the totals in and out, and the gradient."""
+    binaries = density("sm_90", **DENSITIES[name], learned=learned)
+    forward, backward = wide(binaries, "forward_kernel"), wide(binaries, "backward_kernel")
+    for counts, wide_stores, loads, stores in ((forward, 0, 2, 1), (backward, 1, 2, 0)):
+        assert counts["LDG.128"] > 0, counts
+        assert counts.get("STG.128", 0) >= wide_stores, counts
+        narrow = {k: n for k, n in counts.items() if not k.endswith(".128")}
+        assert sum(n for k, n in narrow.items() if k.startswith("LDG")) <= loads, counts
+        assert sum(n for k, n in narrow.items() if k.startswith("STG")) <= stores, counts
+
+
+def test_every_form_of_gaussian_log_density_fits_its_kernel():
+    for layout, (dtype, params_dtype) in enumerate([(F64, BF16), (BF16, BF16), (F32, F32), (F64, F64)]):
+        density("sm_90", (3, 7, 5, 9), layout=layout, dtype=dtype, params_dtype=params_dtype)
+        density("sm_90", (3, 1), layout=layout, dtype=dtype, params_dtype=params_dtype)
+    density("sm_90", (1, 70001))
 
 
 # --- the package -----------------------------------------------------------------------------------------------------

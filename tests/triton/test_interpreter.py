@@ -17,7 +17,10 @@ pytest.importorskip("triton.language", reason="Triton is not installed")
 HERE = Path(__file__).parent / "interpreted"
 
 
-@pytest.mark.parametrize("name", ["check_affine_coupling", "check_channel_mix", "check_scale_map"])
+CHECKS = ["check_affine_coupling", "check_channel_mix", "check_gaussian_log_density", "check_scale_map"]
+
+
+@pytest.mark.parametrize("name", CHECKS)
 def test_interpreted(name):
     options = ["-q", "-x", "-p", "no:cacheprovider"]
     command = [sys.executable, "-W", "ignore", "-m", "pytest", *options, str(HERE / f"{name}.py")]
