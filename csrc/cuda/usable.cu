@@ -25,6 +25,7 @@ std::string why_unusable(int device) {
   int driver = 0, runtime = 0;
   cudaDriverGetVersion(&driver);
   cudaRuntimeGetVersion(&runtime);
+  if (driver == 0) return "there is no NVIDIA driver";
   if (driver < runtime / 1000 * 1000)  // drivers serve every minor version of their major one
     return "the driver is for CUDA " + version(driver) + ", nfkernels._C_cuda was built with CUDA " + version(runtime);
   int previous = 0;

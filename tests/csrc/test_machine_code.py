@@ -31,6 +31,18 @@ def built(architecture):
     return machine_code.kernels(architecture)
 
 
+def test_the_module_loads_without_a_gpu_and_says_why_it_does_not_serve():
+    """Under a CPU build of PyTorch too: nothing of libtorch_cuda or of the driver is linked."""
+    torch = importlib.import_module("torch")
+    module = importlib.import_module("nfkernels._C_cuda")
+    library = importlib.import_module("nfkernels.ops._library")
+    assert module.schema_version == library.SCHEMA_VERSION
+    assert module.compiler.startswith("nvcc ")
+    if not torch.cuda.is_available():
+        assert isinstance(module.why_unusable(0), str)
+        assert library.cuda_module_missing() == "PyTorch finds no CUDA device"
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nothing_spills(architecture):
     kernels = built(architecture)
