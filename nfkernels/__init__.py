@@ -14,13 +14,14 @@ from ._version import __version__
 if TYPE_CHECKING:
     from . import models, nn, ops, training
     from .nn import load
-    from .ops import ScaleMap, affine_coupling, channel_mix, gaussian_log_density, use_backend
+    from .ops import ScaleMap, affine_coupling, channel_mix, dequantize, gaussian_log_density, use_backend
 
 _MODULES = ("models", "nn", "ops", "training")
 _HOMES = {
     "ScaleMap": "ops",
     "affine_coupling": "ops",
     "channel_mix": "ops",
+    "dequantize": "ops",
     "gaussian_log_density": "ops",
     "load": "nn",
     "use_backend": "ops",
@@ -30,6 +31,7 @@ __all__ = [
     "__version__",
     "affine_coupling",
     "channel_mix",
+    "dequantize",
     "gaussian_log_density",
     "load",
     "models",

@@ -10,6 +10,8 @@ using torch::stable::detail::StableLibrary;
 void register_affine_coupling(StableLibrary&);
 void register_channel_mix(StableLibrary&);
 void register_gaussian_log_density(StableLibrary&);
+void register_dequantize(StableLibrary&);
+void register_philox_uniform(StableLibrary&);
 
 // Called from Python once the module's schema version has been found to match.
 inline void register_ops(const char* key) {
@@ -17,6 +19,8 @@ inline void register_ops(const char* key) {
   register_affine_coupling(library);
   register_channel_mix(library);
   register_gaussian_log_density(library);
+  register_dequantize(library);
+  register_philox_uniform(library);
 }
 
 }  // namespace nf

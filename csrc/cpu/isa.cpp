@@ -15,6 +15,9 @@ namespace nf {
   void channel_mix_backward(const MixBackward&, const Launch&);                                \
   void gaussian_log_density_forward(const Gaussian&, const GaussianForward&, const Launch&);   \
   void gaussian_log_density_backward(const Gaussian&, const GaussianBackward&, const Launch&); \
+  void dequantize_forward(const DequantizeForward&, const Launch&);                            \
+  void dequantize_backward(const DequantizeBackward&, const Launch&);                          \
+  void philox_uniform_forward(const PhiloxUniform&, const Launch&);                            \
   void elementary(int, const float*, float*, int64_t);                                         \
   }                                                                                            \
   static const Processor processor_##ISA = {#ISA,                                              \
@@ -26,6 +29,9 @@ namespace nf {
                                                 ISA::channel_mix_backward,                     \
                                                 ISA::gaussian_log_density_forward,             \
                                                 ISA::gaussian_log_density_backward,            \
+                                                ISA::dequantize_forward,                       \
+                                                ISA::dequantize_backward,                      \
+                                                ISA::philox_uniform_forward,                   \
                                             }};
 
 NF_DECLARE(baseline)

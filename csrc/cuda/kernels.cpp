@@ -12,6 +12,9 @@ NF_WEAK void channel_mix_forward(const MixForward&, const Launch&);
 NF_WEAK void channel_mix_backward(const MixBackward&, const Launch&);
 NF_WEAK void gaussian_log_density_forward(const Gaussian&, const GaussianForward&, const Launch&);
 NF_WEAK void gaussian_log_density_backward(const Gaussian&, const GaussianBackward&, const Launch&);
+NF_WEAK void dequantize_forward(const DequantizeForward&, const Launch&);
+NF_WEAK void dequantize_backward(const DequantizeBackward&, const Launch&);
+NF_WEAK void philox_uniform_forward(const PhiloxUniform&, const Launch&);
 
 }  // namespace cuda
 
@@ -19,6 +22,7 @@ const Kernels& kernels() {
   static const Kernels table = {
       cuda::affine_coupling_forward, cuda::affine_coupling_backward,     cuda::channel_mix_forward,
       cuda::channel_mix_backward,    cuda::gaussian_log_density_forward, cuda::gaussian_log_density_backward,
+      cuda::dequantize_forward,      cuda::dequantize_backward,          cuda::philox_uniform_forward,
   };
   return table;
 }

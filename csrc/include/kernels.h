@@ -4,6 +4,7 @@
 
 #include "affine_coupling.h"
 #include "channel_mix.h"
+#include "dequantize.h"
 #include "gaussian_log_density.h"
 
 namespace nf {
@@ -15,6 +16,9 @@ struct Kernels {
   void (*channel_mix_backward)(const MixBackward&, const Launch&);
   void (*gaussian_log_density_forward)(const Gaussian&, const GaussianForward&, const Launch&);
   void (*gaussian_log_density_backward)(const Gaussian&, const GaussianBackward&, const Launch&);
+  void (*dequantize_forward)(const DequantizeForward&, const Launch&);
+  void (*dequantize_backward)(const DequantizeBackward&, const Launch&);
+  void (*philox_uniform_forward)(const PhiloxUniform&, const Launch&);
 };
 
 const Kernels& kernels();

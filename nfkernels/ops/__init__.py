@@ -4,8 +4,20 @@ from ..reference.scale_map import ScaleMap
 from ._library import load_cpu_module, use_backend
 from .affine_coupling import affine_coupling
 from .channel_mix import channel_mix
+from .dequantize import dequantize
 from .gaussian_log_density import gaussian_log_density
+from .philox_uniform import advance_, philox_uniform, random_key
 
-__all__ = ["ScaleMap", "affine_coupling", "channel_mix", "gaussian_log_density", "use_backend"]
+__all__ = [
+    "ScaleMap",
+    "advance_",
+    "affine_coupling",
+    "channel_mix",
+    "dequantize",
+    "gaussian_log_density",
+    "philox_uniform",
+    "random_key",
+    "use_backend",
+]
 
 load_cpu_module()

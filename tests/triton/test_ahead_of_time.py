@@ -23,7 +23,7 @@ from fake_driver import TARGETS, compiling_for
 
 from nfkernels.reference.affine_coupling import Form, Identity, Layout, Order
 from nfkernels.reference.scale_map import ScaleMap
-from nfkernels.triton import affine_coupling, channel_mix, gaussian_log_density
+from nfkernels.triton import affine_coupling, channel_mix, dequantize, gaussian_log_density, philox_uniform
 
 NVIDIA = [t for t in TARGETS if t.startswith("sm_")]
 GENERATION = {"sm_80": 8, "sm_90": 9, "sm_100": 10, "gfx942": 0}
@@ -277,6 +277,49 @@ def test_every_form_of_gaussian_log_density_fits_its_kernel():
         density("sm_90", (3, 7, 5, 9), layout=layout, dtype=dtype, params_dtype=params_dtype)
         density("sm_90", (3, 1), layout=layout, dtype=dtype, params_dtype=params_dtype)
     density("sm_90", (1, 70001))
+
+
+# --- dequantisation and the generator --------------------------------------------------------------------------------
+
+KEY = torch.tensor([1, 2])
+
+
+def dequantized(target, shape, *, alpha=0.05, dtype=F32, out=0, last=False, running=False):
+    x = torch.zeros(shape, dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    y = torch.empty_like(x, dtype=[F32, F64, BF16][out])
+    logdet = torch.zeros(shape[0], dtype=F64 if out == 1 else F32)
+    forward = compiled(target, lambda: dequantize.forward(x, KEY, logdet if running else None, 256.0, alpha, out))
+    return forward + compiled(target, lambda: dequantize.backward(y, y, logdet, 256.0, alpha))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_dequantize(target):
+    for alpha in (-1.0, 0.05):
+        dequantized(target, (64, 3, 32, 32), dtype=torch.uint8, alpha=alpha, running=True)
+        dequantized(target, (64, 3, 7, 9), dtype=torch.uint8, alpha=alpha, out=2)
+        dequantized(target, (2, 63), dtype=F64, alpha=alpha, out=1)
+        dequantized(target, (8, 48, 16, 16), dtype=BF16, alpha=alpha, out=2, last=True)
+    for dtype in (F32, F64):
+        for like in (torch.zeros(4, 1000, dtype=dtype), torch.zeros(9, 7, 5, dtype=dtype).transpose(1, 2)):
+            compiled(target, lambda like=like: philox_uniform.forward(like, KEY))
+
+
+@pytest.mark.parametrize("shape", [(64, 3, 32, 32), (64, 64), (2, 1, 512, 512)], ids=str)
+def test_dequantize_moves_memory_wide(shape):
+    """Eight bytes of images at once (a thread's elements), 16 of everything floating."""
+    for alpha in (-1.0, 0.05):
+        binaries = dequantized("sm_90", shape, dtype=torch.uint8, alpha=alpha)
+        forward, backward = (wide(binaries, f"{way}_kernel") for way in ("forward", "backward"))
+        assert forward.get("LDG.8", 0) == 0, forward  # the two LDG.64 more are the key
+        assert forward["LDG.64"] == 3, forward
+        assert forward["STG.128"] > 0, forward
+        assert forward.get("STG.32", 0) == (alpha > 0), forward
+        assert backward["LDG.128"] > 0, backward
+        assert backward["STG.128"] > 0, backward
+        assert backward.get("STG.32", 0) == 0, backward
+    binary = compiled("sm_90", lambda: philox_uniform.forward(torch.zeros(shape), KEY))[0]
+    assert fake_driver.global_accesses(fake_driver.disassembly(binary)).keys() == {"LDG.64", "STG.128"}
 
 
 # --- the package -----------------------------------------------------------------------------------------------------
