@@ -20,8 +20,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-# Each: csrc/{cpu,bindings}/<op>.cpp, csrc/cuda/<op>.cu
-OPS = ["affine_coupling", "channel_mix", "dequantize", "gaussian_log_density", "philox_uniform"]
+# Each: csrc/bindings/<op>.cpp, csrc/cpu/<op>.cpp, csrc/cuda/<op>.cu
+OPS = ["affine_coupling", "channel_mix", "coupling_mix", "dequantize", "gaussian_log_density", "philox_uniform"]
 OPTIMISE = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # Each kernel file is compiled once per set; isa.cpp chooses at run time.

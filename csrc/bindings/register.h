@@ -3,24 +3,27 @@
 
 #include <torch/csrc/stable/library.h>
 
+// The files here that hold an op's binding.
+#define NF_OPS(OP)         \
+  OP(affine_coupling)      \
+  OP(channel_mix)          \
+  OP(coupling_mix)         \
+  OP(dequantize)           \
+  OP(gaussian_log_density) \
+  OP(philox_uniform)
+
 namespace nf {
 
 using torch::stable::detail::StableLibrary;
 
-void register_affine_coupling(StableLibrary&);
-void register_channel_mix(StableLibrary&);
-void register_gaussian_log_density(StableLibrary&);
-void register_dequantize(StableLibrary&);
-void register_philox_uniform(StableLibrary&);
+#define NF_DECLARE_REGISTER(op) void register_##op(StableLibrary&);
+NF_OPS(NF_DECLARE_REGISTER)
 
 // Called from Python once the module's schema version has been found to match.
 inline void register_ops(const char* key) {
   static StableLibrary library(StableLibrary::Kind::IMPL, "nfkernels", key, __FILE__, __LINE__);
-  register_affine_coupling(library);
-  register_channel_mix(library);
-  register_gaussian_log_density(library);
-  register_dequantize(library);
-  register_philox_uniform(library);
+#define NF_REGISTER(op) register_##op(library);
+  NF_OPS(NF_REGISTER)
 }
 
 }  // namespace nf

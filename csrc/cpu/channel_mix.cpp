@@ -132,8 +132,8 @@ void backward(const MixBackward& k, const Launch& on) {
   job.dbias = k.dbias ? dbias.data : nullptr;
   const int64_t work = job.plan.columns * channels * (2 * channels + 8);
   if (chunks) on.parallel(chunks, job.plan.grain(chunks, work), &job, BackwardJob<T>::body);
-  if (k.dweight) add_partials(dweight.data, chunks, square, k.dweight);
-  if (k.dbias) add_partials(dbias.data, chunks, channels, k.dbias);
+  if (k.dweight) add_partials(dweight.data, chunks, square, static_cast<T*>(k.dweight));
+  if (k.dbias) add_partials(dbias.data, chunks, channels, static_cast<T*>(k.dbias));
 }
 
 }  // namespace

@@ -7,32 +7,14 @@
 
 namespace nf {
 
-#define NF_DECLARE(ISA)                                                                        \
-  namespace ISA {                                                                              \
-  void affine_coupling_forward(const Coupling&, const CouplingForward&, const Launch&);        \
-  void affine_coupling_backward(const Coupling&, const CouplingBackward&, const Launch&);      \
-  void channel_mix_forward(const MixForward&, const Launch&);                                  \
-  void channel_mix_backward(const MixBackward&, const Launch&);                                \
-  void gaussian_log_density_forward(const Gaussian&, const GaussianForward&, const Launch&);   \
-  void gaussian_log_density_backward(const Gaussian&, const GaussianBackward&, const Launch&); \
-  void dequantize_forward(const DequantizeForward&, const Launch&);                            \
-  void dequantize_backward(const DequantizeBackward&, const Launch&);                          \
-  void philox_uniform_forward(const PhiloxUniform&, const Launch&);                            \
-  void elementary(int, const float*, float*, int64_t);                                         \
-  }                                                                                            \
-  static const Processor processor_##ISA = {#ISA,                                              \
-                                            ISA::elementary,                                   \
-                                            {                                                  \
-                                                ISA::affine_coupling_forward,                  \
-                                                ISA::affine_coupling_backward,                 \
-                                                ISA::channel_mix_forward,                      \
-                                                ISA::channel_mix_backward,                     \
-                                                ISA::gaussian_log_density_forward,             \
-                                                ISA::gaussian_log_density_backward,            \
-                                                ISA::dequantize_forward,                       \
-                                                ISA::dequantize_backward,                      \
-                                                ISA::philox_uniform_forward,                   \
-                                            }};
+#define NF_DECLARE(ISA)                                \
+  namespace ISA {                                      \
+  NF_KERNELS(NF_DECLARE_KERNEL)                        \
+  void elementary(int, const float*, float*, int64_t); \
+  static const Kernels table = {NF_KERNELS(NF_ENTRY)}; \
+  }                                                    \
+  static const Processor processor_##ISA = {#ISA, ISA::elementary, ISA::table};
+#define NF_ENTRY(name, ...) name,
 
 NF_DECLARE(baseline)
 #ifdef NF_HAVE_X86_SETS

@@ -84,11 +84,13 @@ struct Plan {
   bool in_place;
   int64_t columns, per_sample, tiles, chunks;
 
+  // `step`: columns that are computed at once.
   template <typename T>
-  static Plan make(DType data, int64_t batch, int64_t positions, const View* const* views, int n) {
+  static Plan make(DType data, int64_t batch, int64_t positions, const View* const* views, int n,
+                   int step = group<T>()) {
     Plan plan;
     plan.columns = batch * positions;
-    plan.in_place = data == native<T>() && positions > 0 && positions % group<T>() == 0;
+    plan.in_place = data == native<T>() && positions > 0 && positions % step == 0;
     for (int i = 0; i < n; ++i) plan.in_place = plan.in_place && views[i]->p == 1;
     plan.per_sample = plan.in_place ? (positions + kTile - 1) / kTile : 0;
     plan.tiles = plan.in_place ? batch * plan.per_sample : (plan.columns + kTile - 1) / kTile;

@@ -177,12 +177,12 @@ struct MixSums {
 };
 
 // out[i] = the sum of partial[0..parts) [i], in that order.
-template <typename T>
-void add_partials(const T* partial, int64_t parts, int64_t n, void* out) {
+template <typename T, typename Out>
+void add_partials(const T* partial, int64_t parts, int64_t n, Out* out) {
   for (int64_t i = 0; i < n; ++i) {
     T sum = 0;
     for (int64_t c = 0; c < parts; ++c) sum += partial[c * n + i];
-    static_cast<T*>(out)[i] = sum;
+    out[i] = static_cast<Out>(sum);
   }
 }
 

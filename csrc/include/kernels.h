@@ -4,21 +4,31 @@
 
 #include "affine_coupling.h"
 #include "channel_mix.h"
+#include "coupling_mix.h"
 #include "dequantize.h"
 #include "gaussian_log_density.h"
 
+// Every raw op, with what its kernels take besides `const Launch&`.
+#define NF_KERNELS(KERNEL)                                                        \
+  KERNEL(affine_coupling_forward, const Coupling&, const CouplingForward&)        \
+  KERNEL(affine_coupling_backward, const Coupling&, const CouplingBackward&)      \
+  KERNEL(channel_mix_forward, const MixForward&)                                  \
+  KERNEL(channel_mix_backward, const MixBackward&)                                \
+  KERNEL(coupling_mix_forward, const Coupling&, const CouplingMixForward&)        \
+  KERNEL(coupling_mix_backward, const Coupling&, const CouplingMixBackward&)      \
+  KERNEL(gaussian_log_density_forward, const Gaussian&, const GaussianForward&)   \
+  KERNEL(gaussian_log_density_backward, const Gaussian&, const GaussianBackward&) \
+  KERNEL(dequantize_forward, const DequantizeForward&)                            \
+  KERNEL(dequantize_backward, const DequantizeBackward&)                          \
+  KERNEL(philox_uniform_forward, const PhiloxUniform&)
+
 namespace nf {
 
+#define NF_DECLARE_KERNEL(name, ...) void name(__VA_ARGS__, const Launch&);
+#define NF_KERNEL_POINTER(name, ...) void (*name)(__VA_ARGS__, const Launch&);
+
 struct Kernels {
-  void (*affine_coupling_forward)(const Coupling&, const CouplingForward&, const Launch&);
-  void (*affine_coupling_backward)(const Coupling&, const CouplingBackward&, const Launch&);
-  void (*channel_mix_forward)(const MixForward&, const Launch&);
-  void (*channel_mix_backward)(const MixBackward&, const Launch&);
-  void (*gaussian_log_density_forward)(const Gaussian&, const GaussianForward&, const Launch&);
-  void (*gaussian_log_density_backward)(const Gaussian&, const GaussianBackward&, const Launch&);
-  void (*dequantize_forward)(const DequantizeForward&, const Launch&);
-  void (*dequantize_backward)(const DequantizeBackward&, const Launch&);
-  void (*philox_uniform_forward)(const PhiloxUniform&, const Launch&);
+  NF_KERNELS(NF_KERNEL_POINTER)
 };
 
 const Kernels& kernels();
