@@ -14,23 +14,36 @@ from ._version import __version__
 if TYPE_CHECKING:
     from . import models, nn, ops, training
     from .nn import load
-    from .ops import ScaleMap, affine_coupling, channel_mix, dequantize, gaussian_log_density, use_backend
+    from .ops import (
+        ConditionerInput,
+        ScaleMap,
+        affine_coupling,
+        channel_mix,
+        coupling_mix,
+        dequantize,
+        gaussian_log_density,
+        use_backend,
+    )
 
 _MODULES = ("models", "nn", "ops", "training")
 _HOMES = {
+    "ConditionerInput": "ops",
     "ScaleMap": "ops",
     "affine_coupling": "ops",
     "channel_mix": "ops",
+    "coupling_mix": "ops",
     "dequantize": "ops",
     "gaussian_log_density": "ops",
     "load": "nn",
     "use_backend": "ops",
 }
 __all__ = [
+    "ConditionerInput",
     "ScaleMap",
     "__version__",
     "affine_coupling",
     "channel_mix",
+    "coupling_mix",
     "dequantize",
     "gaussian_log_density",
     "load",

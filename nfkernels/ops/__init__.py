@@ -4,15 +4,18 @@ from ..reference.scale_map import ScaleMap
 from ._library import load_cpu_module, use_backend
 from .affine_coupling import affine_coupling
 from .channel_mix import channel_mix
+from .coupling_mix import ConditionerInput, coupling_mix
 from .dequantize import dequantize
 from .gaussian_log_density import gaussian_log_density
 from .philox_uniform import advance_, philox_uniform, random_key
 
 __all__ = [
+    "ConditionerInput",
     "ScaleMap",
     "advance_",
     "affine_coupling",
     "channel_mix",
+    "coupling_mix",
     "dequantize",
     "gaussian_log_density",
     "philox_uniform",

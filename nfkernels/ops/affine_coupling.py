@@ -155,12 +155,8 @@ def affine_coupling(
     Cost: O(B C P), one read of x and params and one write of y. Keeps y and params for the backward, not x.
     Reference: Dinh et al. 2017 (RealNVP), eq. 7-8; Kingma & Dhariwal 2018 (Glow), table 1.
     """
-    if torch.compiler.is_compiling():
-        text = PRESET_TEXT.get(scale_map, scale_map) if isinstance(scale_map, str) else scale_map.text
-        form, packed = _make_form(ScaleMap.from_text(text), layout, order, identity, inverse)
-    else:
-        form, packed = _cached_form(scale_map, layout, order, identity, inverse)
-    _check(x, params, form, mask, channel_map, gain, logdet)
+    form, packed = form_of(scale_map, layout, order, identity, inverse)
+    check_coupling(x, params, form, mask, channel_map, gain, logdet)
     if mask is not None:
         mask = readable(mask.expand(-1, -1, *x.shape[2:]))
     if under_transform():
@@ -176,6 +172,14 @@ def affine_coupling(
     ):
         return _AffineCoupling.apply(x, params, channel_map, mask, gain, logdet, packed)
     return _forward(x, params, channel_map, mask, gain, logdet, *packed)
+
+
+def form_of(scale_map, layout, order, identity, inverse) -> tuple[Form, tuple]:
+    """A coupling's options, validated, and packed for the raw ops."""
+    if torch.compiler.is_compiling():
+        text = PRESET_TEXT.get(scale_map, scale_map) if isinstance(scale_map, str) else scale_map.text
+        return _make_form(ScaleMap.from_text(text), layout, order, identity, inverse)
+    return _cached_form(scale_map, layout, order, identity, inverse)
 
 
 def _make_form(scale_map, layout, order, identity, inverse) -> tuple[Form, tuple]:
@@ -203,7 +207,7 @@ def _choice(enum, value: str, name: str):
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def _check(x, params, form: Form, mask, channel_map, gain, logdet) -> None:
+def check_coupling(x, params, form: Form, mask, channel_map, gain, logdet) -> None:
     """Shapes, dtypes and devices; no data is read."""
     if x.dim() < 2:
         raise ValueError(f"x must be [B, C, *spatial], got shape {tuple(x.shape)}")

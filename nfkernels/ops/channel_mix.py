@@ -121,6 +121,22 @@ def channel_mix(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     Cost: O(B C^2 P) operations, one read of x and one write of y. The backward reads x and dy once and makes the
     gradients of x, weight and bias in that pass. Reference: Kingma & Dhariwal 2018 (Glow), section 3.2.
     """
+    check_mix(x, weight, bias)
+    dtype = compute_dtype(x)
+    weight = weight.to(dtype)
+    bias = None if bias is None else bias.to(dtype).contiguous()
+    if under_transform():
+        return reference.forward(x, weight, bias)
+    x, weight = canonical(x), weight.contiguous()
+    if torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        return _ChannelMix.apply(x, weight, bias)
+    return _forward.on(_backend(x), x, weight, bias)
+
+
+def check_mix(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Shapes, dtypes and devices; no data is read."""
     if x.dim() < 2:
         raise ValueError(f"x must be [B, C, *spatial], got shape {tuple(x.shape)}")
     channels = x.shape[1]
@@ -135,14 +151,3 @@ def channel_mix(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     for name, other in (("weight", weight), ("bias", bias)):
         if other is not None and other.device != x.device:
             raise ValueError(f"{name} is on {other.device} but x is on {x.device}")
-    dtype = compute_dtype(x)
-    weight = weight.to(dtype)
-    bias = None if bias is None else bias.to(dtype).contiguous()
-    if under_transform():
-        return reference.forward(x, weight, bias)
-    x, weight = canonical(x), weight.contiguous()
-    if torch.is_grad_enabled() and (
-        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    ):
-        return _ChannelMix.apply(x, weight, bias)
-    return _forward.on(_backend(x), x, weight, bias)
