@@ -28,6 +28,7 @@ COMMON = ["-std=c++17", "-g", "-fPIC", "-fvisibility=hidden", "-fno-strict-alias
 COMMON += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-ffp-contract=fast", "-DNF_EMULATED", "-DNF_CUDA"]
 VARIANTS = {
     "plain": ["-O2"],
+    "ucontext": ["-O1", "-DNF_EMULATOR_UCONTEXT"],  # how fibers switch on processors other than x86-64
     "asan": ["-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
 }
 MODULES = ("nfkernels_emulated", "nfkernels_planted")

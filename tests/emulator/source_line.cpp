@@ -35,9 +35,22 @@ std::vector<std::string> look_up(uintptr_t address) {
 
 }  // namespace
 
+// "void nf::cuda::(anonymous namespace)::add<(nf::DType)0>(float*)" is add<(nf::DType)0>.
 std::string function_name(const void* function) {
   const auto lines = look_up(reinterpret_cast<uintptr_t>(function));
-  return lines.empty() ? "(unknown)" : lines.front().substr(0, lines.front().find('('));
+  if (lines.empty()) return "(unknown)";
+  std::string name = lines.front();
+  const std::string hidden = "(anonymous namespace)::";
+  const size_t prefix = name.rfind(hidden);
+  if (prefix != std::string::npos) name = name.substr(prefix + hidden.size());
+  if (name.empty() || name.back() != ')') return name;
+  int depth = 0;
+  size_t parameters = name.size();
+  do {
+    --parameters;
+    depth += name[parameters] == ')' ? 1 : name[parameters] == '(' ? -1 : 0;
+  } while (parameters > 0 && depth > 0);
+  return name.substr(0, parameters);
 }
 
 std::string source_line(const void* return_address) {
