@@ -52,14 +52,14 @@ def test_nothing_spills(architecture):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("hot", machine_code.HOT)
+@pytest.mark.parametrize("hot", machine_code.HOT + machine_code.HOT_READERS)
 def test_hot_kernels_move_16_bytes_at_a_time(architecture, hot):
     """Loads (LDG, or LDGSTS straight to shared memory) and stores."""
     kernels = {name: k for name, k in built(architecture).items() if re.fullmatch(hot, name)}
     assert kernels, f"no kernel is called {hot}"
     for name, kernel in kernels.items():
         assert kernel.accesses.get("LDG.128", 0) + kernel.accesses.get("LDGSTS.128", 0) > 0, (name, kernel)
-        assert kernel.accesses.get("STG.128", 0) > 0, (name, kernel)
+        assert kernel.accesses.get("STG.128", 0) > 0 or hot in machine_code.HOT_READERS, (name, kernel)
 
 
 def test_table_is_up_to_date():

@@ -5,7 +5,8 @@ import math
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, tensor
+from cases import DTYPES as COMMON_DTYPES
+from cases import LAYOUTS, tensor
 from functorch.compile import make_boxed_func
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ SHAPES = [
     (3, 5, 7, 11), (2, 8, 16, 16), (70, 5), (9, 64), (4, 16), (3, 4, 13), (0, 4, 3), (2, 4, 0), (2, 0, 3),
     (1, 1, 1, 1), (5, 1), (2, 3072), (1, 6, 80, 90), (2, 12, 8, 8), (3, 2, 3, 2, 5), (1, 4, 1, 20_000), (2, 48, 1, 5),
 ]  # fmt: skip
+DTYPES = [*COMMON_DTYPES, (torch.float16, torch.float16), (torch.float64, torch.bfloat16)]
 # Memory format of x and of params.
 FORMATS = list(itertools.product(["contiguous", "channels_last", "sliced"], repeat=2))
 
