@@ -39,4 +39,5 @@ def uniform(shape: Sequence[int], key: Tensor, dtype: torch.dtype, *, start: int
     seed, offset = key.narrow(-1, 0, 1), key.narrow(-1, 1, 1)
     counter = (quads & _MASK, quads >> 32 & _MASK, offset & _MASK, offset >> 32 & _MASK)
     quartets = torch.stack(torch.broadcast_tensors(*words(counter, (seed & _MASK, seed >> 32 & _MASK))), -1)
-    return (quartets.flatten()[skipped : skipped + count] >> 8).to(dtype).reshape(shape) * 2.0**-24
+    drawn = quartets.flatten().narrow(0, skipped, count)
+    return (drawn >> 8).to(dtype).reshape(shape) * 2.0**-24

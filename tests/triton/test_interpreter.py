@@ -17,7 +17,13 @@ pytest.importorskip("triton.language", reason="Triton is not installed")
 HERE = Path(__file__).parent / "interpreted"
 
 
-CHECKS = ["check_affine_coupling", "check_channel_mix", "check_gaussian_log_density", "check_scale_map"]
+CHECKS = [
+    "check_affine_coupling",
+    "check_channel_mix",
+    "check_dequantize",
+    "check_gaussian_log_density",
+    "check_scale_map",
+]
 
 
 @pytest.mark.parametrize("name", CHECKS)
