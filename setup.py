@@ -20,7 +20,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-# Each: csrc/bindings/<op>.cpp, csrc/cpu/<op>.cpp, csrc/cuda/<op>.cu
+# Each: csrc/bindings/<op>.cpp, csrc/cpu/<op>.cpp, csrc/cuda/<op>*.cu
 OPS = ["affine_coupling", "channel_mix", "coupling_mix", "dequantize", "gaussian_log_density", "philox_uniform"]
 OPTIMISE = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
@@ -186,9 +186,9 @@ def build_cuda(build: Path, output: Path) -> None:
     device += [f"-gencode=arch=compute_{a},code=compute_{a}" for a in ptx]
     host = [*COMMON, "-O2", "-DNF_CUDA", *torch_compile]
     for op in OPS:
-        ninja.compile(f"cuda/{op}.cu", device, rule="cuda")
         ninja.compile(f"bindings/{op}.cpp", host)
-    ninja.compile("cuda/usable.cu", device, rule="cuda")
+    for path in sorted((ROOT / "csrc/cuda").glob("*.cu")):  # an op may fill several
+        ninja.compile(f"cuda/{path.name}", device, rule="cuda")
     ninja.compile("cuda/kernels.cpp", [*COMMON, "-O2"])
     named = ",".join([f"sm_{a}" for a in code] + [f"compute_{a}" for a in ptx])
     ninja.compile("bindings/module_cuda.cpp", [*host, *module_flags(), f"-DNF_CUDA_ARCHITECTURES='\"{named}\"'"])

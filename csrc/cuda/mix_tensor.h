@@ -48,13 +48,13 @@ NF_DEVICE float fragment_element(const float* weight, int64_t channels, bool tra
 
 // acc[i][j] += a b for the M x N fragments at rows 16 i and columns 8 j: `a` points to the first fragment row's
 // [k_tiles] fragments, `b` to the tile at the first column. Where `shifted`, b is less shift[k].
-template <bool shifted, int M, int N>
+template <bool shifted, int unrolled = 2, int M, int N>
 NF_DEVICE void multiply_tile(const float* a, int k_tiles, const float* b, int pitch, const float* shift,
                              float (&acc)[M][N][4]) {
   const int g = lane() / 4, t = lane() % 4;
   a += lane() * 4;
   b += t * pitch + g;
-#pragma unroll 2
+#pragma unroll unrolled
   for (int k = 0; k < k_tiles; ++k, a += 128, b += 8 * pitch) {
     uint32_t big[N][2], rest[N][2];
 #pragma unroll
