@@ -9,9 +9,12 @@ from pathlib import Path
 import torch
 
 from . import machine, roofline, stages
+from .case import HEADLINE
 from .cpu import finish
 from .record import Budget, Record
+from .run import Setting, announce, measure_all, plan
 from .tables import case_table
+from .timing import CudaTimer
 
 HEADLINE_SECONDS = 60.0  # of a run, for its first partial table
 SHARES = {"build": 0.5, "tests": 0.25, "sanitizer": 0.15}  # of what is left, at most
@@ -46,14 +49,11 @@ def run(
     def say(line: str) -> None:
         print(f"[{budget.used():5.0f} s] {line}", flush=True)
 
-    # Before anything imports the compiled modules.
     built = None
     if "build" not in skip:
         architecture = machine.gpu_facts(device)["capability"] if kind == "gpu" else ""
         built = stages.build(budget.left() * SHARES["build"] if minutes else 1800.0, architecture, shell)
-    from .ops import tables
-    from .run import HEADLINE, Setting, announce, measure_all, plan
-    from .timing import CudaTimer
+    from .ops import tables  # only now: it imports the compiled modules
 
     ops = tables(names)
     facts = machine.facts(kind, device, commit)

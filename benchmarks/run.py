@@ -192,15 +192,19 @@ def _copies(moved: float, sets: int, device: torch.device) -> Prepared:
 @contextlib.contextmanager
 def _compiling(c: Contender, case: Case):
     """A graph that runs again must not give its buffers away at the first backward."""
+    if not c.compiled or case.direction != BACKWARD:
+        yield
+        return
     from torch._functorch import config
 
-    with config.patch(donated_buffer=False) if c.compiled and case.direction == BACKWARD else contextlib.nullcontext():
+    with config.patch(donated_buffer=False):
         yield
 
 
 def _compiled(chosen: list[Contender]) -> list[Contender]:
     """Contenders whose function goes through torch.compile get it anew, for this case's shape alone."""
-    torch._dynamo.reset()
+    if any(c.compiled for c in chosen):
+        torch._dynamo.reset()
     return [replace(c, run=torch.compile(c.run, dynamic=False)) if c.compiled else c for c in chosen]
 
 
@@ -225,7 +229,7 @@ def _memory_short(case: Case, device: torch.device) -> str | None:
 
 
 def _tidy(device: torch.device) -> None:
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()

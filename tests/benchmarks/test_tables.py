@@ -1,0 +1,89 @@
+"""The ops' tables: bytes as DESIGN counts them, sizes, and that all rivals compute the same."""
+
+import pytest
+import torch
+
+from benchmarks.case import BACKWARD, EXTRA, FORWARD, HEADLINE, STEP, Case, draw, exact
+from benchmarks.gate import compare
+from benchmarks.ops import TABLES, tables
+
+OPS = {module.OP.name: module.OP for module in TABLES}
+SHAPE = (2, 8, 4, 4)
+N = 2 * 8 * 4 * 4  # elements; 4 bytes each
+
+
+@pytest.mark.parametrize(
+    ("op", "direction", "variant", "passes"),
+    [
+        ("affine_coupling", FORWARD, "", 3),
+        ("affine_coupling", BACKWARD, "", 4),
+        ("affine_coupling", STEP, "", 7),
+        ("affine_coupling", BACKWARD, "realnvp", 4.5),
+        ("affine_coupling", FORWARD, "halves", 4),  # of the half: 2 of the whole
+        ("affine_coupling", BACKWARD, "halves", 6),
+        ("channel_mix", FORWARD, "", 2),
+        ("channel_mix", BACKWARD, "", 3),
+        ("coupling_mix", FORWARD, "", 3),
+        ("coupling_mix", BACKWARD, "", 5),
+        ("gaussian_log_density", FORWARD, "", 3),
+        ("gaussian_log_density", FORWARD, "standard normal", 1),
+        ("gaussian_log_density", BACKWARD, "", 6),
+        ("gaussian_log_density", BACKWARD, "standard normal", 2),
+        ("dequantize", FORWARD, "", 1.25),
+    ],
+)
+def test_bytes_are_those_of_the_design(op, direction, variant, passes):
+    assert OPS[op].count(Case(op, direction, SHAPE, variant), direction)[0] == passes * N * 4
+
+
+def test_narrow_params_move_fewer_bytes():
+    case = Case("coupling_mix", FORWARD, SHAPE, params=torch.bfloat16)
+    assert OPS["coupling_mix"].count(case, FORWARD)[0] == 2.5 * N * 4
+
+
+def test_flops_of_the_mixes():
+    for direction, products in ((FORWARD, 2), (BACKWARD, 4)):
+        assert OPS["channel_mix"].count(Case("channel_mix", direction, SHAPE), direction)[1] == products * 8 * N
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cpu", "quick"])
+@pytest.mark.parametrize("name", OPS)
+def test_cases_are_distinct_and_have_a_headline(name, kind):
+    cases = OPS[name].cases(kind)
+    assert len({c.id for c in cases}) == len(cases)
+    assert any(c.importance == HEADLINE for c in cases)
+    assert all(c.op == name and HEADLINE <= c.importance <= EXTRA for c in cases)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_gpu_sizes_go_from_launch_bound_to_a_gigabyte(name):
+    sizes = sorted(c.elements * 4 for c in OPS[name].cases("cuda"))
+    assert sizes[0] < 100e3
+    assert 0.95e9 < sizes[-1] < 1.2e9
+    assert all(c.elements * 4 >= 64e6 for c in OPS[name].cases("cuda") if c.importance == HEADLINE)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_rivals_compute_what_plain_pytorch_does(name):
+    op = OPS[name]
+    for variant in dict.fromkeys(c.variant for c in op.cases("quick")):
+        for params in (torch.float32, torch.bfloat16):
+            case = Case(name, FORWARD, (3, 6, 4, 4), variant, params=params)
+            sample = draw(op, case, "cpu")
+            plain = op.plain(variant)(sample.inputs, False)
+            target = op.plain(variant)(exact(op, sample).inputs, False)
+            for peer in op.peers(variant).values():
+                got = peer.run(peer.adapt(sample.inputs), False)
+                if peer.check:
+                    assert peer.check(sample.inputs, got)
+                    assert not peer.check(sample.inputs, (got[0] + 0.5, *got[1:]))
+                else:
+                    assert compare(got, plain, target, ours=False).ok
+
+
+def test_only_ops_that_exist_are_measured():
+    import nfkernels
+
+    assert [op.name for op in tables()] == [name for name in OPS if hasattr(nfkernels, name)]
+    with pytest.raises(ValueError, match="unknown op 'splines'"):
+        tables(["splines"])
