@@ -13,7 +13,6 @@ struct Order {
   uint64_t seed = 0;
 };
 void set_order(const std::string& name, uint64_t seed);
-Order order();
 
 struct Counters {
   int64_t launches = 0, blocks = 0, barriers = 0;

@@ -1,10 +1,6 @@
 // One launch: blocks one after another, the threads of a block as fibers that take turns until all wait or are done.
 
-#include <cxxabi.h>
-#include <dlfcn.h>
-
 #include <algorithm>
-#include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
@@ -61,8 +57,6 @@ struct Run {
   void* context = nullptr;
   const void* kernel = nullptr;
   std::string error;
-  // Shared memory, with guard bytes on both sides; the sanitizer build leaves those to the sanitizer.
-  std::vector<char> unused;
   char* shared = nullptr;
   size_t shared_bytes = 0;
   Order order;
@@ -73,6 +67,7 @@ struct Run {
 Run run_state;
 std::recursive_mutex run_mutex;
 constexpr unsigned char kPoison = 0xff, kGuard = 0xa5;
+// On both sides of shared memory; the sanitizer has its own.
 #ifdef __SANITIZE_ADDRESS__
 constexpr size_t kGuardBytes = 0;
 #else
@@ -93,6 +88,8 @@ void deal_turns() {
   if (r.order.kind == Order::random) std::shuffle(r.turns.begin(), r.turns.end(), r.random);
   r.cursor = 0;
 }
+
+void next_turn(Thread& self);
 
 void thread_main(void*) {
   Run& r = run_state;
@@ -115,7 +112,6 @@ void thread_main(void*) {
     self.open.clear();
     ++r.done;
     --r.ready;
-    void next_turn(Thread&);
     next_turn(self);
   }
 }
