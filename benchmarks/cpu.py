@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from nfkernels._atomic import write_text
+
 from . import machine, roofline
 from .record import Budget, Record
 from .run import Setting, announce, measure_all, plan
@@ -33,21 +35,20 @@ def run(out: Path, *, minutes: float | None, quick: bool, names: list[str], comm
     work = plan(ops, "quick" if quick else "cpu")
     announce(work, record, setting)
     wanted = (lambda c: not c.compiled) if quick else (lambda c: True)
-    reached = measure_all(work, record, setting, budget, wanted=wanted)
-    return finish(record, work, reached)
+    measure_all(work, record, setting, budget, wanted=wanted)
+    return finish(record)
 
 
-def finish(record: Record, work: list, reached: int) -> int:
-    """Writes the table, tells what is missing and what is wrong."""
-    from nfkernels._atomic import write_text
-
+def finish(record: Record) -> int:
+    """Writes the page, prints its headlines, tells what is missing and what is wrong. The exit status."""
     record.finish()
     source = f"Measured {record.data['date']} at {record.data['commit']} by `{record.data['command']}`."
-    page = device_page(record.data, source)
-    write_text(record.path.with_suffix(".md"), page)
-    print(f"\n{page}\n{record.path}")
-    if reached < len(work):
-        print(f"not reached within the budget: {len(work) - reached} of {len(work)} cases")
+    write_text(record.path.with_suffix(".md"), device_page(record.data, source))
+    headlines = [case for case in record.data["cases"] if case["headline"]]
+    print(f"\n{device_page(record.data | {'cases': headlines}, source)}\n{record.path}")
+    missing = record.not_reached()
+    if missing:
+        print(f"not reached within the budget: {missing[0]} cases, and some contenders of {missing[1]} more")
     for problem in record.problems():
         print(f"PROBLEM: {problem}")
     return 1 if record.problems() else 0

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ def versions() -> dict[str, str | None]:
     from nfkernels import __version__
 
     try:
-        import triton
-    except ImportError:
+        triton = metadata.version("triton")
+    except metadata.PackageNotFoundError:
         triton = None
     compiler = nvcc()
     text = output_of(compiler, "--version") if compiler else None
@@ -60,7 +61,7 @@ def versions() -> dict[str, str | None]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": getattr(triton, "__version__", None),
+        "triton": triton,
         "nvcc": release.group(1) if release else None,
         "nfkernels": __version__,
     }

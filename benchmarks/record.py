@@ -67,6 +67,12 @@ class Record:
         self.data["finished"] = True
         self.save()
 
+    def not_reached(self) -> tuple[int, int] | None:
+        """How many cases nobody was measured on, and on how many more somebody was not; None if all were."""
+        states = [[e["status"] == NOT_REACHED for e in case["contenders"].values()] for case in self.data["cases"]]
+        whole = sum(all(s) for s in states)
+        return (whole, sum(any(s) for s in states) - whole) if any(map(any, states)) else None
+
     def problems(self) -> list[str]:
         """One line for everything that failed, was wrong, or differed between runs."""
         found = []

@@ -89,7 +89,7 @@ def measure_all(
 def measure(op: Op, case: Case, setting: Setting, roofline: dict, wanted=lambda c: True) -> dict[str, Any]:
     """One case's entry. Whatever fails is in it."""
     moved, _ = op.count(case, case.direction)
-    chosen = _compiled([c for c in contenders(op, case, setting.device) if wanted(c)])
+    chosen = compiled([c for c in contenders(op, case, setting.device) if wanted(c)])
     sets = max(1, min(setting.most_sets, math.ceil(4 * setting.cache / moved)))
     entry = _entry(op, case, roofline) | {"sets": sets, "past_cache": sets * moved >= 2 * setting.cache}
     try:
@@ -97,11 +97,12 @@ def measure(op: Op, case: Case, setting: Setting, roofline: dict, wanted=lambda 
         if short:
             return entry | {"contenders": {c.name: {"status": "skipped", "reason": short} for c in chosen}}
         with setting.timer.ready():
-            entry["contenders"] = _gate(op, case, chosen, setting)
+            entry["contenders"] = gate(op, case, chosen, setting.device)
             _time(op, case, chosen, entry, setting, sets)
     except Exception as error:
         for c in chosen:
-            entry["contenders"].setdefault(c.name, {"status": "failed", "reason": _sentence(error)})
+            if entry["contenders"].get(c.name, {}).get("status", "gated") == "gated":
+                entry["contenders"][c.name] = {"status": "failed", "reason": _sentence(error)}
     finally:
         _tidy(setting.device)
     return entry
@@ -113,17 +114,17 @@ def _entry(op: Op, case: Case, roofline: dict) -> dict[str, Any]:
             "contenders": {}}  # fmt: skip
 
 
-def _gate(op: Op, case: Case, chosen: list[Contender], setting: Setting) -> dict[str, dict]:
+def gate(op: Op, case: Case, chosen: list[Contender], device: torch.device) -> dict[str, dict]:
     """What every contender computes, against float64: an entry per contender, still without times."""
-    sample = draw(op, case, setting.device)
+    sample = draw(op, case, device)
     reference = Contender("reference", op.call(case.variant), "reference")
     plain = _once(op, case, reference, sample)
     target = _once(op, case, reference, exact(op, sample))
     found: dict[str, dict] = {}
     for c in chosen:
         try:
-            with c.context(needs_grad(case)), _compiling(c, case):
-                call = prepare(op, case, c.run, _adapted(sample, c))
+            with c.context(needs_grad(case)), compiling(c, case), poisoned(c):
+                call = prepare(op, case, c.run, adapted(sample, c))
                 got = call()
                 if c.peer and c.peer.check:
                     ok, error, reason = c.peer.check(sample.inputs, got), None, "outputs out of their range"
@@ -151,14 +152,15 @@ def _time(op: Op, case: Case, chosen: list[Contender], entry: dict, setting: Set
         try:
             ready = {}
             for c in turn:
-                with c.context(needs_grad(case)), _compiling(c, case):
-                    calls = [prepare(op, case, c.run, _adapted(s, c)) for s in samples]
+                with c.context(needs_grad(case)), compiling(c, case):
+                    calls = [prepare(op, case, c.run, adapted(s, c)) for s in samples]
                 ready[c.name] = Prepared(calls, lambda c=c: c.context(needs_grad(case)))
                 entry["contenders"][c.name] |= _memory(op, case, c, samples[0], calls[0], setting)
             if COPY not in entry["contenders"] and any(c.ours for c in turn):
                 ready[COPY] = _copies(entry["bytes"], sets, setting.device)
             for name, times in setting.timer.measure(ready, host).items():
                 entry["contenders"][name] = entry["contenders"].get(name, {}) | {"status": "measured"} | times
+            ready.clear()  # graphs that a backward keeps, before the next contender makes its own
         except Exception as error:
             for c in turn:
                 entry["contenders"][c.name] |= {"status": "failed", "reason": _sentence(error)}
@@ -173,13 +175,13 @@ def _memory(op: Op, case: Case, c: Contender, sample: Sample, call, setting: Set
     with c.context(needs_grad(case)):
         found = peak_bytes(call, setting.device)
         if needs_grad(case):
-            adapted = _adapted(sample, c)
-            leaves = {k: v.detach().requires_grad_(k in op.differentiable) for k, v in adapted.inputs.items()}
+            theirs = adapted(sample, c).inputs
+            leaves = {k: v.detach().requires_grad_(k in op.differentiable) for k, v in theirs.items()}
             found["saved_bytes"] = saved_bytes(lambda: c.run(leaves, False))
     return found
 
 
-def _adapted(sample: Sample, c: Contender) -> Sample:
+def adapted(sample: Sample, c: Contender) -> Sample:
     return Sample(c.peer.adapt(sample.inputs), sample.cotangents) if c.peer else sample
 
 
@@ -190,7 +192,22 @@ def _copies(moved: float, sets: int, device: torch.device) -> Prepared:
 
 
 @contextlib.contextmanager
-def _compiling(c: Contender, case: Case):
+def poisoned(c: Contender):
+    """While our kernels are compared, fresh memory is NaN: an element that nobody writes shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    if c.ours:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+@contextlib.contextmanager
+def compiling(c: Contender, case: Case):
     """A graph that runs again must not give its buffers away at the first backward."""
     if not c.compiled or case.direction != BACKWARD:
         yield
@@ -201,7 +218,7 @@ def _compiling(c: Contender, case: Case):
         yield
 
 
-def _compiled(chosen: list[Contender]) -> list[Contender]:
+def compiled(chosen: list[Contender]) -> list[Contender]:
     """Contenders whose function goes through torch.compile get it anew, for this case's shape alone."""
     if any(c.compiled for c in chosen):
         torch._dynamo.reset()

@@ -3,6 +3,7 @@ with ``status`` ("done", "failed", "skipped", "cut short") and a sentence, and r
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -32,7 +33,8 @@ Shell = Callable[[list[str], float, dict[str, str]], Finished]
 
 def shell(command: list[str], limit: float, extra: dict[str, str]) -> Finished:
     """Runs a command in the source tree for at most ``limit`` seconds; what it printed comes back in any case."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **extra}
+    paths = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
+    environment = {**os.environ, "PYTHONPATH": paths, **extra}
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -84,7 +86,10 @@ def build(limit: float, architecture: str, run: Shell = shell, root: Path = ROOT
     return _stage("done", f"built {' and '.join(missing)}{note} for {extra['TORCH_CUDA_ARCH_LIST']}")
 
 
-OUTCOME = re.compile(r"^(tests/\S+::.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE)
+WORDS = "(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)"
+# Alone a test's name comes first, from one of several workers its outcome does.
+OUTCOME = re.compile(rf"^(tests/\S+::.*?) {WORDS}\b", re.MULTILINE)
+OF_WORKER = re.compile(rf"^\[gw\d+\] \[ *\d+%\] {WORDS} (tests/\S+::.*?) *$", re.MULTILINE)
 
 
 def gpu_tests(limit: float, log: Path, run: Shell = shell) -> dict[str, Any]:
@@ -102,9 +107,11 @@ def gpu_tests(limit: float, log: Path, run: Shell = shell) -> dict[str, Any]:
         "-p",
         "no:cacheprovider",
     ]
+    if importlib.util.find_spec("xdist") and (os.cpu_count() or 1) >= 8:
+        command += ["-n", "4"]  # Triton's compiler takes most of the time, on the host
     done = run(command, limit, {})
     log.write_text(done.text, encoding="utf-8")
-    outcomes = OUTCOME.findall(done.text)
+    outcomes = OUTCOME.findall(done.text) + [(name, word) for word, name in OF_WORKER.findall(done.text)]
     counts: dict[str, int] = {}
     for _, word in outcomes:
         counts[word.lower()] = counts.get(word.lower(), 0) + 1

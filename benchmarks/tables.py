@@ -7,7 +7,8 @@ from typing import Any
 from .record import NOT_REACHED
 
 OURS = ("native", "triton")
-EAGER = ("reference", "hand-written", "conv2d")  # plain PyTorch; a speed-up is over the fastest that is right
+# Plain PyTorch; a speed-up is over the fastest of them that is right.
+EAGER = ("reference", "hand-written", "conv2d", "normflows", "nflows")
 COMPILED = ("compile", "hand-written compiled")
 NOT_MEASURED = "not measured"
 LABELS = {"cpu": {"native": "C++"}, "gpu": {"native": "CUDA", "triton": "Triton"}}

@@ -40,7 +40,7 @@ def spread_of(times: list[float]) -> dict[str, float]:
 class CpuTimer:
     """Wall clock, contenders interleaved."""
 
-    def __init__(self, seconds: float = 1.5, rounds: int = 150) -> None:
+    def __init__(self, seconds: float = 0.8, rounds: int = 150) -> None:
         self.seconds, self.rounds = seconds, rounds
 
     @contextlib.contextmanager
@@ -112,20 +112,35 @@ class CudaTimer:
         found["wall_us"] = spread_of(self._wall(calls))
         if host:
             found["host_us"] = spread_of(self._host(calls))
-        graph = torch.cuda.CUDAGraph()
         try:
-            # Garbage collected during a capture may free what another stream holds, which ends the capture.
-            gc.collect()
-            with torch.cuda.graph(graph, stream=self.stream):
-                batch(repeat)
+            graph = self._captured(lambda: batch(repeat))
             graph.replay()
             found["kernel_us"] = spread_of(self._between_events(graph.replay, count))
+            del graph
         except RuntimeError as error:
             torch.cuda.synchronize()
             found["graph"] = str(error).splitlines()[0]
         keep.clear()
-        del graph
         return found
+
+    @staticmethod
+    def _captured(run: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """A graph of what ``run`` issues to the current stream. No garbage is collected meanwhile: freeing what another
+        stream holds would end the capture."""
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            graph.capture_begin()
+            try:
+                run()
+            finally:
+                graph.capture_end()
+        finally:
+            if collecting:
+                gc.enable()
+        return graph
 
     def _between_events(self, run: Callable[[], object], count: int) -> list[float]:
         times: list[float] = []

@@ -5,12 +5,16 @@ from __future__ import annotations
 import torch
 
 from ..case import BACKWARD, EXTRA, FORWARD, INVERSE, STANDARD, STEP, Case, Inputs, Op, Peer
+from ..peers import COUPLINGS, installed
 from .shapes import IMAGES, ROWS, demoted, only, spread
 
 FORMS = {
     "": {"scale_map": "glow", "order": "shift_first", "identity": "first"},
     "halves": {"scale_map": "glow", "order": "shift_first", "identity": "none"},
     "realnvp": {"scale_map": "realnvp", "order": "scale_first", "identity": "first"},
+    # What these libraries compute, measured where they are installed.
+    "normflows": {"scale_map": "exp", "order": "scale_first", "identity": "first", "layout": "shift_scale_interleaved"},
+    "nflows": {"scale_map": "nflows", "order": "scale_first", "identity": "first"},
 }
 
 
@@ -32,11 +36,12 @@ def call(variant: str):
 
 def plain(variant: str):
     from nfkernels import ScaleMap
-    from nfkernels.reference.affine_coupling import Form, Identity, Order, forward
+    from nfkernels.reference.affine_coupling import Form, Identity, Layout, Order, forward
 
     form = FORMS[variant]
     scale_map, order = ScaleMap.parse(form["scale_map"]), Order[form["order"]]
-    both = [Form(scale_map, order=order, identity=Identity[form["identity"]], inverse=i) for i in (False, True)]
+    layout, identity = Layout[form.get("layout", "shift_scale")], Identity[form["identity"]]
+    both = [Form(scale_map, layout, order, identity, inverse) for inverse in (False, True)]
     return lambda v, inverse: forward(v["x"], v["params"], None, None, None, None, both[inverse])
 
 
@@ -66,7 +71,7 @@ def count(case: Case, direction: str) -> tuple[float, float]:
         return n * (2 * s + whole * p), 0
     if direction == STEP:
         return sum(count(case, d)[0] for d in (FORWARD, BACKWARD)), 0
-    read = whole if case.variant == "realnvp" else whole / 2
+    read = whole if FORMS[case.variant]["order"] == "scale_first" else whole / 2
     return n * ((2.5 if whole == 1 else 3) * s + (read + whole) * p), 0
 
 
@@ -78,10 +83,19 @@ def cases(kind: str) -> list[Case]:
     found += spread("affine_coupling", (FORWARD, BACKWARD), head, **narrow)
     for variant in ("halves", "realnvp"):
         found += spread("affine_coupling", (FORWARD, BACKWARD), demoted(head, EXTRA), variant=variant)
+    for library in others():
+        found += spread("affine_coupling", (FORWARD, INVERSE, STEP), demoted(head, EXTRA), variant=library)
     return found
 
 
+def others() -> list[str]:
+    """The libraries that are here to be compared with."""
+    return [library for library in COUPLINGS if installed(library)]
+
+
 def peers(variant: str) -> dict[str, Peer]:
+    if variant in COUPLINGS:
+        return {variant: COUPLINGS[variant]()} if installed(variant) else {}
     return {"hand-written": Peer(hand_written)} if variant == "" else {}
 
 

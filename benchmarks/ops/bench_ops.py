@@ -1,4 +1,4 @@
-"""The tables' CPU cases under pytest-benchmark, for its comparisons and histograms.
+"""The tables' CPU cases under pytest-benchmark, for its comparisons and histograms, behind the same gate.
 
 python -m pytest benchmarks/ops --benchmark-columns=min,median,rounds --benchmark-sort=name
 """
@@ -6,10 +6,9 @@ python -m pytest benchmarks/ops --benchmark-columns=min,median,rounds --benchmar
 import pytest
 import torch
 
-from benchmarks.case import draw, exact, needs_grad, prepare
-from benchmarks.gate import compare
+from benchmarks.case import draw, needs_grad, prepare
 from benchmarks.ops import tables
-from benchmarks.run import contenders
+from benchmarks.run import adapted, compiled, compiling, contenders, gate
 
 CPU = torch.device("cpu")
 CASES = [(op, case, c) for op in tables() for case in op.cases("cpu") for c in contenders(op, case, CPU)]
@@ -18,13 +17,8 @@ CASES = [(op, case, c) for op in tables() for case in op.cases("cpu") for c in c
 @pytest.mark.parametrize(("op", "case", "contender"), CASES, ids=[f"{case.id}-{c.name}" for _, case, c in CASES])
 def bench_op(benchmark, op, case, contender):
     benchmark.group = case.id
-    sample = draw(op, case, CPU)
-    reference = next(c for c in contenders(op, case, CPU) if c.name == "reference")
-    with reference.context(needs_grad(case)):
-        plain, target = (prepare(op, case, reference.run, s)() for s in (sample, exact(op, sample)))
-    run = torch.compile(contender.run) if contender.compiled else contender.run
-    with contender.context(needs_grad(case)):
-        call = prepare(op, case, run, sample)
-        verdict = compare(call(), plain, target, ours=contender.ours)
-        assert verdict.ok, verdict.reason
-        benchmark(call)
+    (contender,) = compiled([contender])
+    entry = gate(op, case, [contender], CPU)[contender.name]
+    assert entry["status"] == "gated", entry["reason"]
+    with contender.context(needs_grad(case)), compiling(contender, case):
+        benchmark(prepare(op, case, contender.run, adapted(draw(op, case, CPU), contender)))

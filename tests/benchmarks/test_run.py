@@ -17,6 +17,7 @@ from benchmarks.run import Setting, announce, measure, measure_all
 from benchmarks.stages import Finished
 from benchmarks.tables import case_line, device_page
 from benchmarks.timing import CpuTimer, Prepared, spread_of
+from nfkernels.ops._library import forced_backend
 
 CPU = torch.device("cpu")
 FACTS = {"folder": "somewhere", "date": "2030-01-02", "commit": "abc", "kind": "cpu"}
@@ -33,8 +34,6 @@ def eager(contender):
 
 def off_by(amount, backend="native"):
     """The channel mix, wrong on one backend only."""
-    from nfkernels.ops._library import forced_backend
-
     right = channel_mix.call("")
 
     def run(v, inverse):
@@ -139,6 +138,28 @@ def test_a_backend_that_is_not_here_is_no_failure(tmp_path, monkeypatch):
     assert record.problems() == []
 
 
+def test_running_out_of_memory_after_the_gate_is_a_failure(monkeypatch):
+    monkeypatch.setattr(running, "_time", lambda *a: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    entry = measure(channel_mix.OP, CASE, setting(), {}, eager)
+    assert {e["status"] for e in entry["contenders"].values()} == {"failed"}
+
+
+def test_an_element_that_is_never_written_is_wrong():
+    torch.use_deterministic_algorithms(False)  # so that only the gate itself poisons
+    right = channel_mix.call("")
+
+    def unwritten(v, inverse):
+        (y,) = right(v, inverse)
+        if forced_backend() != "native":
+            return (y,)
+        out = torch.empty_like(y)
+        out.flatten()[1:] = y.flatten()[1:]
+        return (out,)
+
+    op = replace(channel_mix.OP, call=lambda variant: unwritten)
+    assert measure(op, CASE, setting(), {}, eager)["contenders"]["native"]["status"] == "wrong"
+
+
 def test_what_does_not_fit_into_memory_is_skipped(monkeypatch):
     monkeypatch.setattr(running, "_memory_short", lambda case, device: "needs about 40 GiB, 1 are here")
     entry = measure(channel_mix.OP, CASE, setting(), {}, eager)
@@ -211,8 +232,10 @@ def test_cpu_quick_runs_end_to_end(tmp_path, capsys):
         assert case["contenders"]["native"]["same_bits"], case["id"]
         assert case["floor_us"] > 0
     assert {c["op"] for c in data["cases"]} == {op.name for op in ops.tables()}
-    page = path.with_suffix(".md").read_text()
-    assert page in capsys.readouterr().out
+    page, out = path.with_suffix(".md").read_text(), capsys.readouterr().out
+    assert all(f"| {case['id']} |" in page for case in data["cases"])
+    assert "| channel_mix forward 2x4x4x4 |" in out
+    assert "not reached within the budget: 0 cases, and some contenders of" in out  # what would be compiled
 
 
 @pytest.mark.parametrize("failing", [False, True])

@@ -96,6 +96,20 @@ def test_gpu_tests_are_counted_and_failures_named(tmp_path):
     assert (tmp_path / "log").read_text() == text
 
 
+def test_gpu_tests_of_several_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages.os, "cpu_count", lambda: 16)
+    text = (
+        "tests/gpu/test_a.py::test_x[a b] \n"
+        "[gw0] [ 50%] PASSED tests/gpu/test_a.py::test_x[a b] \n"
+        "[gw1] [100%] FAILED tests/gpu/test_a.py::test_y \n"
+    )
+    shell = FakeShell(pytest=Finished(1, text))
+    found = stages.gpu_tests(60, tmp_path / "log", shell)
+    assert found["counts"] == {"passed": 1, "failed": 1}
+    assert found["failures"] == ["tests/gpu/test_a.py::test_y"]
+    assert shell.commands[0][-2:] == ["-n", "4"]
+
+
 def test_gpu_tests_cut_short_say_how_far_they_came(tmp_path):
     text = "tests/gpu/test_a.py::test_x PASSED [ 25%]\ntests/gpu/test_a.py::test_y "
     found = stages.gpu_tests(60, tmp_path / "log", FakeShell(pytest=Finished(None, text)))
@@ -142,6 +156,7 @@ def test_shell_stops_a_command_and_its_children_and_keeps_what_they_said():
     assert time.monotonic() - start < 20
 
 
-def test_shell_runs_in_the_tree_with_the_tree_first():
-    code = "import os; print(os.getcwd() == os.environ['PYTHONPATH'], os.environ['X'])"
+def test_shell_runs_in_the_tree_with_the_tree_first(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    code = "import os; print(os.environ['PYTHONPATH'] == os.getcwd() + ':/elsewhere', os.environ['X'])"
     assert stages.shell([sys.executable, "-c", code], 60.0, {"X": "y"}) == Finished(0, "True y\n")

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from benchmarks.case import BACKWARD, EXTRA, FORWARD, HEADLINE, STEP, Case, draw, exact
+from benchmarks.case import BACKWARD, EXTRA, FORWARD, HEADLINE, INVERSE, STEP, Case, draw, exact, prepare
 from benchmarks.gate import compare
 from benchmarks.ops import TABLES, tables
+from benchmarks.peers import COUPLINGS
 
 OPS = {module.OP.name: module.OP for module in TABLES}
 SHAPE = (2, 8, 4, 4)
@@ -87,3 +88,23 @@ def test_only_ops_that_exist_are_measured():
     assert [op.name for op in tables()] == [name for name in OPS if hasattr(nfkernels, name)]
     with pytest.raises(ValueError, match="unknown op 'splines'"):
         tables(["splines"])
+
+
+@pytest.mark.parametrize("library", COUPLINGS)
+def test_other_libraries_compute_the_same(library):
+    pytest.importorskip(library)
+    op = OPS["affine_coupling"]
+    for direction in (FORWARD, INVERSE, STEP):
+        case = Case(op.name, direction, (3, 6, 4, 4), library)
+        sample = draw(op, case, "cpu")
+        with torch.set_grad_enabled(direction == STEP):
+            got, plain, target = (
+                prepare(op, case, run, s)()
+                for run, s in (
+                    (op.peers(library)[library].run, sample),
+                    (op.plain(library), sample),
+                    (op.plain(library), exact(op, sample)),
+                )
+            )
+        verdict = compare(got, plain, target, ours=False)
+        assert verdict.ok, verdict.reason

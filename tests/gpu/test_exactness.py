@@ -27,7 +27,7 @@ PAIRS = {"cpu": DTYPES[:2], "native": DTYPES, "triton": DTYPES[:3]}  # Triton co
 def test_shapes_and_layouts(name, device, backend):
     op = OPS[name]
     with other_stream(device):
-        for shape in SHAPES:
+        for shape in SHAPES if backend == "native" else SHAPES[:3]:  # Triton compiles for many of them
             for fmt in FORMATS:
                 for direction in directions(op):
                     check_exact(op, Case(name, direction, shape), device, backend, fmt)

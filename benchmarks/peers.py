@@ -1,0 +1,61 @@
+"""Couplings of other libraries as contenders, where they are installed: their own classes, given our params."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import nn
+
+from .case import Inputs, Peer
+
+
+class Given(nn.Module):
+    """A conditioner that returns the params it was handed."""
+
+    params: torch.Tensor
+
+    def forward(self, identity, context=None):
+        return self.params
+
+
+def installed(library: str) -> bool:
+    return importlib.util.find_spec(library) is not None
+
+
+def normflows_coupling() -> Peer:
+    """``normflows.flows.AffineCoupling``, ``exp`` map, with its split and merge; its z to x is our forward."""
+    from normflows.flows import AffineCoupling, Merge, Split
+
+    given = Given()
+    split, merge, coupling = Split("channel"), Merge("channel"), AffineCoupling(given, scale_map="exp")
+
+    def run(v: Inputs, inverse: bool):
+        given.params = v["params"].to(v["x"].dtype)
+        halves, _ = split.forward(v["x"])
+        halves, logdet = coupling.inverse(halves) if inverse else coupling.forward(halves)
+        return merge.forward(halves)[0], logdet
+
+    return Peer(run)
+
+
+def nflows_coupling() -> Peer:
+    """``nflows.transforms.AffineCouplingTransform`` that keeps the first half."""
+    from nflows.transforms import AffineCouplingTransform
+
+    given, made = Given(), {}
+
+    def run(v: Inputs, inverse: bool):
+        x = v["x"]
+        key = (x.shape[1], x.device)
+        if key not in made:  # its masks are index buffers for one number of channels
+            kept = x.shape[1] - x.shape[1] // 2
+            mask = torch.cat([torch.zeros(kept), torch.ones(x.shape[1] // 2)])
+            made[key] = AffineCouplingTransform(mask, lambda inputs, outputs: given).to(x.device)
+        given.params = v["params"].to(x.dtype)
+        return made[key].inverse(x) if inverse else made[key].forward(x)
+
+    return Peer(run)
+
+
+COUPLINGS = {"normflows": normflows_coupling, "nflows": nflows_coupling}
