@@ -122,6 +122,12 @@ def _has_cpu_kernels() -> bool:
     return serving("_affine_coupling_forward", "cpu")[0] == "native"
 
 
+def command_line(arguments: list[str]) -> str:
+    """The command that ran, without where its results went."""
+    kept = [a for before, a in zip(["", *arguments], arguments) if "--out" not in (before, a.split("=")[0])]
+    return " ".join(["python -m benchmarks", *kept])
+
+
 def facts(kind: str, device: torch.device, commit: str | None = None) -> dict[str, Any]:
     """Everything about one run but its results."""
     now = datetime.now(timezone.utc)
@@ -134,7 +140,7 @@ def facts(kind: str, device: torch.device, commit: str | None = None) -> dict[st
         **commit_facts(commit),
         "date": now.strftime("%Y-%m-%d"),
         "time": now.strftime("%H:%M:%S UTC"),
-        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "command": command_line(sys.argv[1:]),
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .case import BACKWARD, Case, Contender, Op, Sample, draw, exact, needs_grad, prepare
+from .case import BACKWARD, FORWARD, Case, Contender, Op, Sample, draw, exact, needs_grad, prepare
 from .gate import compare, same_bits
 from .memory import peak_bytes, saved_bytes
 from .record import NOT_REACHED, Budget, Record
@@ -47,7 +47,8 @@ def contenders(op: Op, case: Case, device: torch.device) -> list[Contender]:
     peers = op.peers(case.variant)
     found += [Contender(name, peer.run, peer=peer) for name, peer in peers.items()]
     found.append(Contender("compile", op.plain(case.variant), compiled=True, peer=peers.get("hand-written")))
-    if device.type == "cpu" and "hand-written" in peers and op.plain(case.variant) is not peers["hand-written"].run:
+    # Where noise is a contender's own, the plain function is the hand-written one already.
+    if device.type == "cpu" and "hand-written" in peers and not peers["hand-written"].check:
         found.append(Contender("hand-written compiled", peers["hand-written"].run, compiled=True))
     return found
 
@@ -160,10 +161,21 @@ def _time(op: Op, case: Case, chosen: list[Contender], entry: dict, setting: Set
                 ready[COPY] = _copies(entry["bytes"], sets, setting.device)
             for name, times in setting.timer.measure(ready, host).items():
                 entry["contenders"][name] = entry["contenders"].get(name, {}) | {"status": "measured"} | times
+            for c in turn:
+                if host and c.ours and not setting.interleave and case.direction == FORWARD and op.differentiable:
+                    entry["contenders"][c.name] |= _host_with_gradients(op, c, samples, setting)
             ready.clear()  # graphs that a backward keeps, before the next contender makes its own
         except Exception as error:
             for c in turn:
                 entry["contenders"][c.name] |= {"status": "failed", "reason": _sentence(error)}
+
+
+def _host_with_gradients(op: Op, c: Contender, samples: list[Sample], setting: Setting) -> dict[str, dict]:
+    """The host's time of a forward that autograd records."""
+    leaves = [{k: v.detach().requires_grad_(k in op.differentiable) for k, v in s.inputs.items()} for s in samples]
+    calls = [lambda v=v: c.run(v, False) for v in leaves]
+    times = setting.timer.measure({c.name: Prepared(calls, lambda: c.context(True))}, True)[c.name]
+    return {"host_grad_us": times["host_us"]}
 
 
 def _once(op: Op, case: Case, c: Contender, sample: Sample):

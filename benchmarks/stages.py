@@ -108,7 +108,7 @@ def gpu_tests(limit: float, log: Path, run: Shell = shell) -> dict[str, Any]:
         "no:cacheprovider",
     ]
     if importlib.util.find_spec("xdist") and (os.cpu_count() or 1) >= 8:
-        command += ["-n", "4"]  # Triton's compiler takes most of the time, on the host
+        command += ["-n", "3"]  # Triton's compiler takes most of the time, on the host
     done = run(command, limit, {})
     log.write_text(done.text, encoding="utf-8")
     outcomes = OUTCOME.findall(done.text) + [(name, word) for word, name in OF_WORKER.findall(done.text)]

@@ -130,8 +130,19 @@ def host_table(data: dict[str, Any]) -> str:
             entry = case["contenders"].get(name) or {}
             if "host_us" in entry:
                 label = LABELS[data["kind"]].get(name, name)
-                lines.append(f"| {case['id']} | {label} | {entry['host_us']['median']:.3g} |")
-    return "\n".join(["| launch-bound case | kernels | host, us per call |", "|---|---|---:|", *lines]) if lines else ""
+                recorded = f"{entry['host_grad_us']['median']:.3g}" if "host_grad_us" in entry else ""
+                lines.append(f"| {case['id']} | {label} | {entry['host_us']['median']:.3g} | {recorded} |")
+    return (
+        "\n".join(
+            [
+                "| launch-bound case | kernels | host, us per call | the same, recorded by autograd |",
+                "|---|---|---:|---:|",
+                *lines,
+            ]
+        )
+        if lines
+        else ""
+    )
 
 
 def memory_table(data: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from benchmarks import cpu, gpu, ops, roofline
 from benchmarks import run as running
 from benchmarks.__main__ import main
 from benchmarks.case import FORWARD, STEP, Case
+from benchmarks.machine import command_line
 from benchmarks.ops import channel_mix
 from benchmarks.record import Budget, Record
 from benchmarks.run import Setting, announce, measure, measure_all
@@ -55,6 +56,7 @@ def test_an_entry(direction, interleave):
     assert own["error"] < 1e-6
     assert own["call_us"]["median"] == 10.0
     assert own["host_us"]
+    assert ("host_grad_us" in own) == (direction == FORWARD and not interleave)
     if direction != FORWARD:
         assert own["saved_bytes"] == CASE.data_bytes + 4 * 4 * 4
     assert entry["sets"] == 3
@@ -308,6 +310,11 @@ def test_cpu_timer_interleaves_and_rotates():
     assert order[-6:] == ["a0", "b0", "a1", "b0", "a0", "b0"]
     assert found["a"]["rounds"] == 5
     assert 0 < found["a"]["call_us"]["min"] <= found["a"]["call_us"]["median"] <= found["a"]["call_us"]["p90"]
+
+
+def test_the_command_is_told_without_paths():
+    assert command_line(["cpu", "--out", "/a/b", "--quick"]) == "python -m benchmarks cpu --quick"
+    assert command_line(["gpu", "--out=/a/b", "--minutes", "4"]) == "python -m benchmarks gpu --minutes 4"
 
 
 def test_spread():

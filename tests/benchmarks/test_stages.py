@@ -107,7 +107,7 @@ def test_gpu_tests_of_several_workers(tmp_path, monkeypatch):
     found = stages.gpu_tests(60, tmp_path / "log", shell)
     assert found["counts"] == {"passed": 1, "failed": 1}
     assert found["failures"] == ["tests/gpu/test_a.py::test_y"]
-    assert shell.commands[0][-2:] == ["-n", "4"]
+    assert shell.commands[0][-2:] == ["-n", "3"]
 
 
 def test_gpu_tests_cut_short_say_how_far_they_came(tmp_path):
