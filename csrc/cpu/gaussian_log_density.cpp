@@ -72,18 +72,51 @@ void backward_block(const Block<T>& k, int n) {
 template <typename T>
 using Compute = void (*)(const Block<T>&, int);
 
-// What both directions share: the cut into units, and the walk over them by runs or by tiles.
+// The standard normal on n elements in a row, few as they may be.
+template <typename T>
+double sum_of_squares(const T* __restrict x, int64_t n) {
+  T lanes[kLane] = {}, rest = 0;
+  int64_t i = 0;
+  for (; i + kLane <= n; i += kLane)
+    for (int l = 0; l < kLane; ++l) lanes[l] += x[i + l] * x[i + l];
+  for (; i < n; ++i) rest += x[i] * x[i];
+  return n < kLane ? rest : sum_lanes(lanes) + rest;
+}
+
+template <typename T>
+void scale_by(const T* __restrict x, int64_t n, T factor, T* __restrict dx) {
+  for (int64_t i = 0; i < n; ++i) dx[i] = factor * x[i];
+}
+
+// Whether a sample's elements lie end to end, positions or channels innermost.
+bool is_flat(const Coupling& k, const View& v, bool along_positions) {
+  const int64_t inner = along_positions ? k.positions : k.channels, outer = along_positions ? k.channels : k.positions;
+  const int64_t element = along_positions ? v.p : v.c, row = along_positions ? v.c : v.p;
+  return (inner == 1 || element == 1) && (outer == 1 || row == inner);
+}
+
+// What both directions share: the cut into units, and the walk over them: flat, by runs or by tiles.
 template <typename T>
 struct Job : Common<T> {
+  bool flat = false;  // the standard normal on samples that lie end to end in the arithmetic's type
   Runs runs;
 
   explicit Job(const Coupling& coupling) : Common<T>(coupling) {}
 
   void plan(const View& x, const View* const* views, int n_views, const View* const* raw, int n_raw) {
     const Coupling& k = this->k;
-    runs = find_runs(k, views, n_views, raw, k.has_scale() ? n_raw : 0);
-    const int64_t limit = !runs.possible ? outer_size(k, x) : runs.rows == 1 ? runs.length / kLane : runs.rows;
-    this->cut(k.channels * k.positions, limit);
+    const int64_t elements = k.channels * k.positions;
+    for (int along = 0; along < 2; ++along) {
+      bool all = !k.has_scale() && k.data == (sizeof(T) == 8 ? DType::f64 : DType::f32);
+      for (int i = 0; i < n_views; ++i) all = all && is_flat(k, *views[i], along);
+      flat = flat || all;
+    }
+    if (!flat) runs = find_runs(k, views, n_views, raw, k.has_scale() ? n_raw : 0);
+    const int64_t limit = flat             ? elements / kLane
+                          : !runs.possible ? outer_size(k, x)
+                          : runs.rows == 1 ? runs.length / kLane
+                                           : runs.rows;
+    this->cut(elements, limit);
   }
 };
 
@@ -102,6 +135,15 @@ struct ForwardJob : Job<T> {
     const View* views[] = {&io.x};
     const View* raw[] = {&io.params};
     this->plan(io.x, views, 1, raw, 1);
+  }
+
+  void by_flat(int64_t begin, int64_t end) {
+    const T* x = static_cast<const T*>(io.x.data);
+    for (int64_t u = begin; u < end; ++u) {
+      const int64_t b = this->sample_of(u);
+      const Part part = part_of(1, this->k.channels * this->k.positions, u - b * this->pieces, this->pieces);
+      partial[u] = sum_of_squares(x + b * io.x.b + part.begin, part.end - part.begin);
+    }
   }
 
   void by_runs(int64_t begin, int64_t end) {
@@ -166,7 +208,7 @@ struct ForwardJob : Job<T> {
 
   static void body(void* self, int64_t begin, int64_t end) {
     auto* job = static_cast<ForwardJob*>(self);
-    job->runs.possible ? job->by_runs(begin, end) : job->by_tiles(begin, end);
+    job->flat ? job->by_flat(begin, end) : job->runs.possible ? job->by_runs(begin, end) : job->by_tiles(begin, end);
   }
 };
 
@@ -206,6 +248,16 @@ struct BackwardJob : Job<T> {
   }
 
   T dout(int64_t b) const { return static_cast<const T*>(io.dout)[b * io.dout_stride]; }
+
+  void by_flat(int64_t begin, int64_t end) {
+    const T* x = static_cast<const T*>(io.x.data);
+    T* dx = static_cast<T*>(io.dx.data);
+    for (int64_t u = begin; u < end; ++u) {
+      const int64_t b = this->sample_of(u);
+      const Part part = part_of(1, this->k.channels * this->k.positions, u - b * this->pieces, this->pieces);
+      scale_by(x + b * io.x.b + part.begin, part.end - part.begin, -dout(b), dx + b * io.dx.b + part.begin);
+    }
+  }
 
   void by_runs(int64_t begin, int64_t end) {
     const Coupling& k = this->k;
@@ -290,7 +342,7 @@ struct BackwardJob : Job<T> {
 
   static void body(void* self, int64_t begin, int64_t end) {
     auto* job = static_cast<BackwardJob*>(self);
-    job->runs.possible ? job->by_runs(begin, end) : job->by_tiles(begin, end);
+    job->flat ? job->by_flat(begin, end) : job->runs.possible ? job->by_runs(begin, end) : job->by_tiles(begin, end);
   }
 };
 

@@ -166,6 +166,36 @@ def test_expanded_tensors_are_read_through_their_strides():
     torch.testing.assert_close(gaussian_log_density(x, logdet=logdet), gaussian_log_density(x) + logdet)
 
 
+def placed(x, start, batch_gap, position_gap=0):
+    """The same values (channels-last for a position gap) in a wider memory, from its element ``start`` on."""
+    order = [0, *range(2, x.dim()), 1] if position_gap else list(range(x.dim()))
+    strides = [0] * x.dim()
+    step = 1
+    for axis in reversed(order):
+        strides[axis] = step
+        step = step * x.shape[axis] + (position_gap if axis == 1 else 0)
+    strides[0] += batch_gap
+    memory = torch.full((start + x.shape[0] * strides[0] + 1,), math.nan, dtype=x.dtype)
+    return memory.as_strided(x.shape, strides, start).copy_(x)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("raw", [torch.float32, torch.bfloat16, torch.float16])
+def test_addresses_and_strides_that_no_vector_fits(raw, learned):
+    """Samples that are whole vectors, at odd addresses or an odd number of elements apart."""
+    for shape, gaps in itertools.product([(3, 64), (3, 8, 4, 4)], itertools.product((0, 1, 2), (0, 1, 4), (0, 1, 2))):
+        if len(shape) == 2 and gaps[2]:
+            continue
+        x, params, logdet, dout = case(shape, ("contiguous", "contiguous"), (torch.float32, raw))
+        if not learned:
+            compare((placed(x, *gaps), None, logdet, dout))
+            continue
+        compare((placed(x, *gaps), params, logdet, dout))
+        compare((x, placed(params, *gaps), logdet, dout))
+        if len(shape) > 2:
+            compare((x.contiguous(memory_format=torch.channels_last), placed(params, *gaps), logdet, dout))
+
+
 SPATIAL = st.one_of(
     st.lists(st.integers(1, 5), max_size=3).map(tuple), st.sampled_from([(20,), (33,), (1, 40), (17, 1), (16, 16)])
 )
