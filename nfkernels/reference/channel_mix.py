@@ -38,10 +38,9 @@ def backward(x: Tensor, weight: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 def rebuild(y: Tensor, inverse: Tensor, bias: Tensor | None) -> Tensor:
-    """The mix's input from its output, ``W^-1 (y - bias)``."""
-    if bias is not None:
-        y = y - bias.reshape(1, -1, *[1] * (y.dim() - 2))
-    return forward(y, inverse, None)
+    """The mix's input from its output, ``W^-1 (y - bias)``, in y's dtype."""
+    shifted = y if bias is None else y - bias.reshape(1, -1, *[1] * (y.dim() - 2))
+    return forward(shifted, inverse, None).to(y.dtype)
 
 
 def row_major(x: Tensor) -> bool:
