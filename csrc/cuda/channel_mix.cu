@@ -10,14 +10,13 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// Columns that a thread owns: side by side, so that 16 bytes of a row are one access.
+// Columns that a thread owns: side by side, so that 16 bytes of a row are one access. Two tiles of 24 rows of four to a
+// thread would not fit everywhere; there the backward's threads own two.
+constexpr int kOwn = 4;
 template <int CP>
-constexpr int kOwn = CP > 16 ? 2 : 4;
-template <int CP>
-constexpr int kTile = kThreads * kOwn<CP>;
+constexpr int kOwnBackward = CP > 16 ? 2 : 4;
 // 4 modulo 32: rows of the same columns, four apart, are half the banks apart when channels-last data is turned.
-template <int CP>
-constexpr int kPitch = kTile<CP> + 4;
+NF_FN constexpr int pitch_of(int own) { return kThreads * own + 4; }
 
 // matrix[CP][CP] = weight or its transpose, zero outside.
 template <int CP>
@@ -56,7 +55,7 @@ NF_DEVICE Pack<float, V> multiply_row(const float* matrix, int o, const Pack<flo
 template <DType d, int CP>
 __global__ __launch_bounds__(kThreads) void few_forward(MixForwardTask<float> k) {
   using S = StorageType<d>;
-  constexpr int V = kOwn<CP>, N = kTile<CP>, pitch = kPitch<CP>;
+  constexpr int V = kOwn, N = kThreads * V, pitch = pitch_of(V);
   NF_SHARED(float, matrix);
   float* bias = matrix + CP * CP;
   float* tile = bias + CP;
@@ -114,7 +113,7 @@ constexpr int kSlices = kThreads / (kBlocks<CP> * kBlocks<CP>);
 
 template <DType d, int CP>
 __global__ __launch_bounds__(kThreads, 2) void few_backward(MixBackwardTask<float> k) {
-  constexpr int V = kOwn<CP>, N = kTile<CP>, pitch = kPitch<CP>, B = kBlocks<CP>, slices = kSlices<CP>;
+  constexpr int V = kOwnBackward<CP>, N = kThreads * V, pitch = pitch_of(V), B = kBlocks<CP>, slices = kSlices<CP>;
   NF_SHARED(float, matrix);
   float* inverse = matrix + CP * CP;
   float* bias = inverse + CP * CP;
@@ -216,17 +215,18 @@ template <DType d, int CP>
 void forward_few(const MixForward& k, const Launch& on) {
   const MixForwardTask<float> task = forward_task<float>(k);
   const bool direct = task.x.way == Way::positions_wide && task.y.way == Way::positions_wide;
-  const size_t shared = (CP * CP + CP + (direct ? 0 : CP * kPitch<CP>)) * sizeof(float);
-  const int64_t blocks = at_most(ceil_div(task.count, kTile<CP>), on.multiprocessors * int64_t{8});
+  const size_t shared = (CP * CP + CP + (direct ? 0 : CP * pitch_of(kOwn))) * sizeof(float);
+  const int64_t blocks = at_most(ceil_div(task.count, kThreads * kOwn), on.multiprocessors * int64_t{8});
   launch(few_forward<d, CP>, on, blocks, kThreads, shared, task);
 }
 
 template <DType d, int CP>
 void backward_few(const MixBackward& k, const Launch& on) {
   MixBackwardTask<float> task = backward_task<float>(k);
-  static_assert(2 * CP * kPitch<CP> >= kSlices<CP> * (CP + 1) * CP, "the slices' sums take the tiles' place");
-  const size_t shared = (2 * CP * CP + CP + 2 * CP * kPitch<CP>)*sizeof(float);
-  const int64_t blocks = at_most(ceil_div(task.count, kTile<CP>), on.multiprocessors * int64_t{4});
+  static_assert(2 * CP * pitch_of(kOwnBackward<CP>) >= kSlices<CP> * (CP + 1) * CP,
+                "the slices' sums take the tiles' place");
+  const size_t shared = (2 * CP * CP + CP + 2 * CP * pitch_of(kOwnBackward<CP>)) * sizeof(float);
+  const int64_t blocks = at_most(ceil_div(task.count, kThreads * kOwnBackward<CP>), on.multiprocessors * int64_t{4});
   make_partials(task, blocks, on);
   launch(few_backward<d, CP>, on, blocks, kThreads, shared, task);
   finish_partials(k, task, blocks, on);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../include/channel_mix.h"
+#include "../include/scalar_math.h"
 #include "mix_tile.h"
 
 namespace nf {

@@ -16,7 +16,7 @@
 
 namespace nf {
 
-constexpr int tile_pitch(int columns) { return (columns + 15) / 16 * 16 + 8; }
+NF_FN constexpr int tile_pitch(int columns) { return (columns + 15) / 16 * 16 + 8; }
 
 // In three instructions where to_tf32 alone takes three: a NaN whose bits wrap around to zero here returns in the rest.
 NF_DEVICE void split_tf32(float v, uint32_t& big, uint32_t& rest) {

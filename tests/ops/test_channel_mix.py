@@ -40,13 +40,132 @@ def test_native_matches_reference(channels, dtype):
         with use_backend("reference"):
             plain, exact = run(x, weight, bias, dy), run(x, weight, bias, dy, upcast=True)
         assert got[0].stride() == chosen[0].stride() == torch.empty_like(x).stride()
-        for a, b, c in [*zip(got, plain, exact, strict=True), *zip(chosen, plain, exact, strict=True)]:
-            assert a.dtype == b.dtype
-            assert a.shape == c.shape
-            if a.numel():
-                terms = max(channels, x.numel() // channels)  # in the longest sum
-                slack = 4 * EPS[a.dtype] * c.abs().max().clamp(min=1) * (terms**0.5 if a.dtype == compute else 1)
-                assert (a.double() - c).abs().max() <= 2 * (b.double() - c).abs().max() + slack
+        terms = max(channels, x.numel() // channels)
+        check(got, plain, exact, terms)
+        check(chosen, plain, exact, terms)
+
+
+def check(got, plain, exact, terms):
+    """Errors at most twice those of plain PyTorch; ``terms`` are those of the longest sum."""
+    compute = torch.float64 if plain[0].dtype == torch.float64 else torch.float32
+    for a, b, c in zip(got, plain, exact, strict=True):
+        assert a.dtype == b.dtype
+        assert a.shape == c.shape
+        if a.numel():
+            slack = 4 * EPS[a.dtype] * c.abs().max().clamp(min=1) * (terms**0.5 if a.dtype == compute else 1)
+            assert (a.double() - c).abs().max() <= 2 * (b.double() - c).abs().max() + slack
+
+
+def raw(backend, direction, *args):
+    out = _library._state.ops[f"_channel_mix_{direction}"].on(backend, *args)
+    return [out] if direction == "forward" else list(out)
+
+
+def exact_of(direction, *args):
+    return raw("reference", direction, *(a.double() if isinstance(a, torch.Tensor) else a for a in args))
+
+
+def against_reference(direction, *args):
+    channels = args[0].shape[1]
+    terms = max(channels, args[0].numel() // max(channels, 1))
+    check(raw("native", direction, *args), raw("reference", direction, *args), exact_of(direction, *args), terms)
+
+
+# Channels on both sides of every kernel's limits; columns that fill no tile, several, and a persistent grid twice over.
+CHANNELS = [1, 2, 3, 5, 12, 24, 25, 31, 32, 33, 48, 49, 64, 65, 96, 130, 200, 300]
+COLUMNS = {
+    "rows cross samples": (3, (451,), "contiguous"),
+    "wide rows": (2, (24, 24), "contiguous"),
+    "channels last": (3, (20, 20), "channels_last"),
+    "sliced": (2, (17, 30), "sliced"),
+    "table": (901, (), "contiguous"),
+    "one column": (1, (1,), "contiguous"),
+}
+
+
+@pytest.mark.parametrize("columns", COLUMNS)
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_every_kernel_of_every_width(channels, columns):
+    batch, spatial, fmt = COLUMNS[columns]
+    dtypes = [torch.float32, torch.bfloat16] if channels < 130 else [torch.float32]
+    for dtype in dtypes if columns != "table" else [torch.float32, torch.float64]:
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        x, dy = tensor(batch, channels, spatial, dtype, fmt), tensor(batch, channels, spatial, dtype, fmt)
+        weight = torch.randn(channels, channels, dtype=compute) / channels**0.5
+        against_reference("forward", x, weight, torch.randn(channels, dtype=compute))
+        against_reference("backward", x, weight, dy, None, None, True, True, True)
+
+
+def test_many_columns():
+    for channels in (4, 12, 24, 32):
+        x = torch.randn(3, channels, 50, 64)
+        weight = torch.randn(channels, channels)
+        against_reference("forward", x, weight, None)
+        against_reference("backward", x, weight, torch.randn_like(x), None, None, True, True, True)
+
+
+SUBSETS = list(itertools.product([False, True], repeat=3))
+
+
+@pytest.mark.parametrize("need", SUBSETS)
+@pytest.mark.parametrize("channels", [3, 24, 33, 67])
+def test_raw_backward_makes_what_is_needed(channels, need):
+    for dtype in (torch.float32, torch.float64, torch.float16):
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        x, dy = tensor(2, channels, (9, 16), dtype, "contiguous"), tensor(2, channels, (9, 16), dtype, "channels_last")
+        weight = torch.randn(channels, channels, dtype=compute)
+        against_reference("backward", x, weight, dy, None, None, *need)
+
+
+def orthogonal(channels, dtype):
+    return torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64))[0].to(dtype).contiguous()
+
+
+@pytest.mark.parametrize("columns", COLUMNS)
+@pytest.mark.parametrize("channels", [1, 3, 12, 24, 31, 32, 48, 64, 67, 130])
+def test_rebuild_makes_the_input_from_the_output(channels, columns):
+    batch, spatial, fmt = COLUMNS[columns]
+    dtypes = [torch.float32, torch.bfloat16] if channels < 130 else [torch.float32]
+    for dtype in dtypes if columns != "table" else [torch.float32, torch.float64]:
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        weight = orthogonal(channels, compute)
+        y, dy = tensor(batch, channels, spatial, dtype, fmt), tensor(batch, channels, spatial, dtype, fmt)
+        inverse, bias = weight.t().contiguous(), torch.randn(channels, dtype=compute)
+        against_reference("backward", y, weight, dy, inverse, bias, True, True, True)
+        *_, x = raw("native", "backward", y, weight, dy, inverse, bias, True, True, True)
+        assert x.stride() == torch.empty_like(y).stride()
+
+
+@pytest.mark.parametrize("need", SUBSETS)
+@pytest.mark.parametrize("channels", [5, 33, 67])
+def test_rebuild_and_what_is_needed(channels, need):
+    for dtype in (torch.float32, torch.float64):
+        weight = orthogonal(channels, dtype)
+        y, dy = torch.randn(2, channels, 90, dtype=dtype), torch.randn(2, channels, 90, dtype=dtype)
+        against_reference("backward", y, weight, dy, weight.t().contiguous(), None, *need)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("channels", [5, 24, 33, 67])
+def test_what_is_not_finite_stays_in_its_column(channels, value):
+    x, dy, weight = torch.randn(2, channels, 90), torch.randn(2, channels, 90), torch.randn(channels, channels)
+    clean = raw("native", "backward", x, weight, dy, None, None, True, True, True)
+    (y,) = raw("native", "forward", x, weight, None)
+    bad_x, bad_dy = x.clone(), dy.clone()
+    bad_x[1, 3, 40] = bad_dy[0, 2, 7] = value
+    (bad_y,) = raw("native", "forward", bad_x, weight, None)
+    assert not bad_y[1, :, 40].isfinite().any()
+    bad_y[1, :, 40] = y[1, :, 40]
+    assert torch.equal(bad_y, y)
+    dx, dweight, dbias, _ = raw("native", "backward", bad_x, weight, bad_dy, None, None, True, True, True)
+    assert not dx[0, :, 7].isfinite().any()
+    dx[0, :, 7] = clean[0][0, :, 7]
+    assert torch.equal(dx, clean[0])
+    assert not dweight[2].isfinite().any()
+    assert not dweight[:, 3].isfinite().any()
+    dweight[2], dweight[:, 3] = clean[1][2], clean[1][:, 3]
+    assert torch.equal(dweight, clean[1])
+    assert torch.equal(dbias.isfinite(), torch.arange(channels) != 2)
 
 
 def test_gradcheck():
