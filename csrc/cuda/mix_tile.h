@@ -130,10 +130,9 @@ NF_DEVICE void for_each_piece(const TileView& v, const TilePlace& at, int64_t ch
 
 // tile[r][j] = v[first_channel + r, column j] for r < rows, j < N. Data in the arithmetic's type is copied
 // asynchronously where it need not be turned: copy_commit, copy_wait and a barrier are the caller's.
-template <DType d, int N>
+template <DType d, int N, typename T = Arithmetic<d>>
 NF_DEVICE void load_tile(const TileView& v, const TilePlace& at, int64_t channels, int64_t first_channel, int rows,
-                         Arithmetic<d>* tile, int pitch) {
-  using T = Arithmetic<d>;
+                         T* tile, int pitch) {
   using S = StorageType<d>;
   constexpr int W = 16 / sizeof(S);
   const S* data = static_cast<const S*>(v.data);
@@ -173,10 +172,9 @@ NF_DEVICE void load_tile(const TileView& v, const TilePlace& at, int64_t channel
 }
 
 // The reverse, for the elements that exist.
-template <DType d, int N>
+template <DType d, int N, typename T = Arithmetic<d>>
 NF_DEVICE void store_tile(const TileView& v, const TilePlace& at, int64_t channels, int64_t first_channel, int rows,
-                          const Arithmetic<d>* tile, int pitch) {
-  using T = Arithmetic<d>;
+                          const T* tile, int pitch) {
   using S = StorageType<d>;
   constexpr int W = 16 / sizeof(S);
   S* data = static_cast<S*>(v.data);
