@@ -149,8 +149,9 @@ struct ForwardJob : Common<T> {
       multiply_tile<T>(static_cast<const T*>(io.weight), channels, static_cast<const T*>(io.bias), ys, kTile, zt, z.ld,
                        whole, panel.data);
       z.finish(n0, count);
-      if (extra_view.data)
-        extra.unpack(extra_view, io.extra.count, this->positions, n0, n0 + count, zt + io.extra.start * kTile);
+      if (!extra_view.data) continue;
+      if (k.data != native<T>()) z.read(n0, count);  // what z says, in z's precision
+      extra.unpack(extra_view, io.extra.count, this->positions, n0, n0 + count, zt + io.extra.start * kTile);
     }
   }
 
