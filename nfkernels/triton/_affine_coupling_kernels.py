@@ -9,7 +9,7 @@ as is the gain's gradient: no atomics, the same bits every run.
 import triton
 import triton.language as tl
 
-from .scale_map import scale_and_derivatives, scale_and_log
+from ._couple import couple, couple_backward
 
 # --- shared by both kernels ------------------------------------------------------------------------------------------
 
@@ -67,27 +67,20 @@ def _forward_tile(
     if p_mask is not None:
         m_t = m_w & (tl.load(p_mask + (o_c * s_mc + o_p * s_mp), mask=m_in, other=0) != 0)
         b_t = tl.where(m_t, b_t, 0.0)
-    if INVERSE:
-        b_t = -b_t
-    if KIND == 0:
-        b_y = b_x + b_t
-        b_log_s = tl.zeros(b_x.shape, DTYPE)
-    else:
+    b_r = b_t
+    b_g = b_t
+    if KIND != 0:
         b_r = tl.load(p_params + (o_w + o_scale), mask=m_w, other=0.0).to(DTYPE)
         if p_mask is not None:
             # A raw value that is not used must not reach exp.
             b_r = tl.where(m_t, b_r, 0.0)
         if p_gain is not None:
-            b_k = GAIN * tl.load(p_gain + b_row, mask=m_row, other=1.0).to(DTYPE)
-        else:
-            b_k = b_r
-        b_s, b_log_s = scale_and_log(
-            b_r, b_k, KIND, NEGATE, p_gain is not None, PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP
-        )
-        if SHIFT_FIRST:
-            b_y = (b_x + b_t) * b_s
-        else:
-            b_y = b_x * b_s + b_t
+            b_g = tl.load(p_gain + b_row, mask=m_row, other=1.0).to(DTYPE)
+    b_y, b_log_s = couple(
+        b_x, b_t, b_r, b_g, p_gain is not None,
+        KIND, NEGATE, PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP, SHIFT_FIRST, INVERSE,
+    )  # fmt: skip
+    if KIND != 0:
         b_log_s = tl.where(m_t, b_log_s, 0.0)
     if PARTIAL or p_mask is not None:
         b_y = tl.where(m_t, b_y, b_x)
@@ -183,54 +176,36 @@ def _backward_tile(
     m_t = m_w
     if p_mask is not None:
         m_t = m_w & (tl.load(p_mask + (o_c * s_mc + o_p * s_mp), mask=m_in, other=0) != 0)
-    b_dgain = tl.zeros(m_in.shape, DTYPE)
+    b_y = b_dy
+    b_t = b_dy
+    b_r = b_dy
+    b_g = b_dy
     if KIND != 0 or p_rebuilt is not None:
         # A rebuilt tile takes what passes through from y as well.
-        b_y = tl.load(
-            p_y + (o_c * s_yc + o_p * s_yp), mask=m_w if p_rebuilt is None else m_in, other=0.0
-        ).to(DTYPE)  # fmt: skip
-    if (KIND != 0 and not SHIFT_FIRST) or p_rebuilt is not None:
-        b_t = tl.load(p_params + (o_w + o_shift), mask=m_w, other=0.0).to(DTYPE)
-        if p_mask is not None:
-            b_t = tl.where(m_t, b_t, 0.0)
-        if INVERSE:
-            b_t = -b_t
-    if KIND == 0:
-        b_dx = b_dy
-        b_dt = b_dy
-        if p_rebuilt is not None:
-            b_x = b_y - b_t
-    else:
+        m_y = m_w if p_rebuilt is None else m_in
+        b_y = tl.load(p_y + (o_c * s_yc + o_p * s_yp), mask=m_y, other=0.0).to(DTYPE)
+    if KIND != 0:
         b_r = tl.load(p_params + (o_w + o_scale), mask=m_w, other=0.0).to(DTYPE)
         if p_mask is not None:
             b_r = tl.where(m_t, b_r, 0.0)
         if p_gain is not None:
             b_g = tl.load(p_gain + b_row, mask=m_row, other=1.0).to(DTYPE)
-        else:
-            b_g = b_r
-        b_s, b_d, b_dg = scale_and_derivatives(
-            b_r, b_g, KIND, NEGATE, p_gain is not None, PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP
-        )
-        b_dx = b_dy * b_s
-        if SHIFT_FIRST:
-            b_dt = b_dx
-            b_u = b_dy * b_y + b_dlogdet
-        else:
-            b_dt = b_dy
-            b_u = b_dy * (b_y - b_t) + b_dlogdet
-        if p_rebuilt is not None:
-            if SHIFT_FIRST:
-                b_x = b_y / b_s - b_t
-            else:
-                b_x = (b_y - b_t) / b_s
-        b_dr = b_u * b_d  # the inverse's sign is in NEGATE already
+    if (KIND != 0 and not SHIFT_FIRST) or p_rebuilt is not None:
+        b_t = tl.load(p_params + (o_w + o_shift), mask=m_w, other=0.0).to(DTYPE)
+        if p_mask is not None:
+            b_t = tl.where(m_t, b_t, 0.0)
+    b_dx, b_dt, b_dr, b_dgain = couple_backward(
+        b_y, b_dy, b_dlogdet, b_t, b_r, b_g, p_gain is not None,
+        KIND, NEGATE, PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP, SHIFT_FIRST, INVERSE,
+    )  # fmt: skip
+    if KIND != 0:
         if p_mask is not None:
             b_dr = tl.where(m_t, b_dr, 0.0)
         tl.store(p_dparams + (o_v + o_dscale), b_dr.to(p_dparams.dtype.element_ty), mask=m_w)
-        if p_gain is not None:
-            b_dgain = tl.where(m_t, b_u * b_dg, 0.0)
-    if INVERSE:
-        b_dt = -b_dt
+    if p_gain is not None:
+        b_dgain = tl.where(m_t, b_dgain, 0.0)
+    else:
+        b_dgain = tl.zeros(m_in.shape, DTYPE)
     if p_mask is not None:
         b_dt = tl.where(m_t, b_dt, 0.0)
     if PARTIAL or p_mask is not None:
@@ -238,6 +213,10 @@ def _backward_tile(
     tl.store(p_dparams + (o_v + o_dshift), b_dt.to(p_dparams.dtype.element_ty), mask=m_w)
     tl.store(p_dx + (o_c * s_xc + o_p * s_xp), b_dx.to(p_dx.dtype.element_ty), mask=m_in)
     if p_rebuilt is not None:
+        b_x, _ = couple(
+            b_y, b_t, b_r, b_g, p_gain is not None, KIND, not NEGATE,
+            PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP, not SHIFT_FIRST, not INVERSE,
+        )  # fmt: skip
         if PARTIAL or p_mask is not None:
             b_x = tl.where(m_t, b_x, b_y)
         tl.store(p_rebuilt + (o_c * s_rc + o_p * s_rp), b_x.to(p_rebuilt.dtype.element_ty), mask=m_in)
