@@ -5,6 +5,7 @@
 
 namespace nf {
 namespace cuda {
+namespace dequantize {
 namespace {
 
 int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
@@ -100,8 +101,10 @@ void backward(const DequantizeBackward& io, const Launch& on) {
 }
 
 }  // namespace
+}  // namespace dequantize
 
 void dequantize_forward(const DequantizeForward& io, const Launch& on) {
+  using namespace dequantize;
   using Function = void (*)(const DequantizeForward&, const Launch&);
   static const Function table[4][2] = {{forward<DType::f32, false>, forward<DType::f32, true>},
                                        {forward<DType::f64, false>, forward<DType::f64, true>},
@@ -111,6 +114,7 @@ void dequantize_forward(const DequantizeForward& io, const Launch& on) {
 }
 
 void dequantize_backward(const DequantizeBackward& io, const Launch& on) {
+  using namespace dequantize;
   using Function = void (*)(const DequantizeBackward&, const Launch&);
   static const Function table[] = {backward<DType::f32>, backward<DType::f64>, backward<DType::bf16>,
                                    backward<DType::f16>};

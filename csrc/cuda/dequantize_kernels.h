@@ -9,6 +9,7 @@
 
 namespace nf {
 namespace cuda {
+namespace dequantize {
 namespace {
 
 constexpr int kThreads = 128;
@@ -83,10 +84,10 @@ NF_DEVICE void finish_part(const Forward<T>& k, int64_t unit, int64_t b, T total
 }
 
 // What the noise of one word makes of x; adds its term to the log-determinant.
-template <typename T>
+template <bool logit, typename T>
 NF_DEVICE T made_of(T x, uint32_t word, const Forward<T>& k, T& sum) {
   const T v = unit_of(x, static_cast<T>(philox_unit(word)), k.grey);
-  if (!k.logit) return v;
+  if constexpr (!logit) return v;
   const Logit<T> made = logit_of(v, k.grey);
   sum += made.log_slope;
   return made.y;
@@ -94,59 +95,78 @@ NF_DEVICE T made_of(T x, uint32_t word, const Forward<T>& k, T& sum) {
 
 // --- runs ------------------------------------------------------------------------------------------------------------
 
+// Elements of a lane in one step: a store of 16 bytes, of 32 in f64.
+template <DType d>
+constexpr int kWidth = sizeof(StorageType<d>) == 2 ? 8 : 4;
+template <DType d>
+constexpr int kSteps = kChunk / 32 / kWidth<d>;
+
+// One chunk: the elements within + 512 s of it are this lane's. `staged`: bytes of the chunk; `given`: values.
+template <DType d, bool bytes, bool logit, typename T, typename S>
+NF_DEVICE T chunk(const Forward<T>& k, const PhiloxKey& key, const unsigned char* staged,
+                  const Pack<S, kWidth<d>>* given, S* to, int64_t left, uint64_t first) {
+  T sum = 0;
+#pragma unroll
+  for (int s = 0; s < kSteps<d>; ++s) {
+    const int within = (32 * s + lane()) * kWidth<d>;
+    if (within >= left) continue;
+    Pack<uint8_t, kWidth<d>> levels;
+    if constexpr (bytes) levels = load_pack<kWidth<d>>(staged + within);
+    Pack<S, kWidth<d>> made;
+#pragma unroll
+    for (int q = 0; q < kWidth<d>; q += 4) {
+      const PhiloxWords w = philox((first + within + q) >> 2, key);
+      const uint32_t words[4] = {w.a, w.b, w.c, w.d};
+#pragma unroll
+      for (int e = q; e < q + 4; ++e) {
+        T x;
+        if constexpr (bytes)
+          x = static_cast<T>(levels[e]);
+        else
+          x = static_cast<T>(Storage<d>::load(given[s][e]));
+        made[e] = Storage<d>::store(made_of<logit>(x, words[e - q], k, sum));
+      }
+    }
+    store_pack_stream(to + within, made);
+  }
+  return sum;
+}
+
 // x and y: samples are runs of memory, aligned to 16 bytes. A block takes up to kBlockChunks chunks of one sample.
 template <DType d, bool bytes>
 __global__ void __launch_bounds__(kThreads) forward_runs(const Forward<typename Arithmetic<d>::type> k) {
   using T = typename Arithmetic<d>::type;
   using S = StorageType<d>;
-  constexpr int kWidth = sizeof(S) == 2 ? 8 : 4;  // elements of a lane in one step: a store of 16 bytes, of 32 in f64
-  constexpr int kSteps = kChunk / 32 / kWidth;
   NF_SHARED(unsigned char, shared);  // kWarps sums, then 512 bytes of images for each warp
   unsigned char* staged = shared + 16 * kWarps + kChunk * warp();
   if (!k.logit) pass_logdet(k);
   const int64_t b = k.parts == 1 ? blockIdx.x : blockIdx.x / static_cast<unsigned>(k.parts);
   const int64_t part = static_cast<int64_t>(blockIdx.x) - b * k.parts;
-  const int64_t first = b * k.elements, last = (part + 1) * kBlockChunks * kChunk;
-  const int64_t end = last < k.elements ? last : k.elements;
+  const int64_t last = (part + 1) * kBlockChunks * kChunk, end = last < k.elements ? last : k.elements;
   const PhiloxKey key = philox_key(k.key);
-  S* to = static_cast<S*>(k.y) + b * k.to.b;
   T sum = 0;
   for (int64_t i = (part * kBlockChunks + warp()) * kChunk; i < end; i += kWarps * kChunk) {
-    Pack<S, kWidth> given[bytes ? 1 : kSteps];
+    const int64_t left = end - i;
+    Pack<S, kWidth<d>> given[bytes ? 1 : kSteps<d>];
     if constexpr (bytes) {
-      const int64_t at = i + 16 * lane();
       sync_warp();  // the chunk before has been read
-      if (at < end)
-        store_pack(staged + 16 * lane(), load_pack_stream<16>(static_cast<const uint8_t*>(k.x) + b * k.from.b + at));
+      if (16 * lane() < left) {
+        const auto* from = static_cast<const uint8_t*>(k.x) + b * k.from.b + i;
+        store_pack(staged + 16 * lane(), load_pack_stream<16>(from + 16 * lane()));
+      }
       sync_warp();
     } else {
+      const auto* from = static_cast<const S*>(k.x) + b * k.from.b + i;
 #pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
-        const int64_t at = i + (32 * s + lane()) * kWidth;
-        if (at < end) given[s] = load_pack_stream<kWidth>(static_cast<const S*>(k.x) + b * k.from.b + at);
+      for (int s = 0; s < kSteps<d>; ++s) {
+        const int within = (32 * s + lane()) * kWidth<d>;
+        if (within < left) given[s] = load_pack_stream<kWidth<d>>(from + within);
       }
     }
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      const int within = (32 * s + lane()) * kWidth;
-      const int64_t at = i + within;
-      if (at >= end) continue;
-      Pack<uint8_t, kWidth> levels;
-      if constexpr (bytes) levels = load_pack<kWidth>(staged + within);
-      Pack<S, kWidth> made;
-#pragma unroll
-      for (int q = 0; q < kWidth; q += 4) {
-        const PhiloxWords w = philox(static_cast<uint64_t>(first + at + q) >> 2, key);
-        const uint32_t words[4] = {w.a, w.b, w.c, w.d};
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const T x =
-              bytes ? static_cast<T>(levels[q + e]) : static_cast<T>(Storage<d>::load(given[bytes ? 0 : s][q + e]));
-          made[q + e] = Storage<d>::store(made_of(x, words[e], k, sum));
-        }
-      }
-      store_pack_stream(to + at, made);
-    }
+    S* to = static_cast<S*>(k.y) + b * k.to.b + i;
+    const uint64_t first = static_cast<uint64_t>(b * k.elements + i);
+    sum += k.logit ? chunk<d, bytes, true>(k, key, staged, given, to, left, first)
+                   : chunk<d, bytes, false>(k, key, staged, given, to, left, first);
   }
   if (!k.logit) return;
   const T total = block_sum(sum, reinterpret_cast<T*>(shared));
@@ -195,7 +215,8 @@ __global__ void __launch_bounds__(kThreads) forward_scattered(const Forward<type
           x = static_cast<T>(static_cast<const uint8_t*>(k.x)[at]);
         else
           x = static_cast<T>(Storage<d>::load(static_cast<const S*>(k.x)[at]));
-        static_cast<S*>(k.y)[b * k.to.b + c * k.to.c + p * k.to.p] = Storage<d>::store(made_of(x, words[e], k, sum));
+        static_cast<S*>(k.y)[b * k.to.b + c * k.to.c + p * k.to.p] =
+            Storage<d>::store(k.logit ? made_of<true>(x, words[e], k, sum) : made_of<false>(x, words[e], k, sum));
         if (++p == k.positions) p = 0, ++c;
       }
     }
@@ -299,5 +320,6 @@ __global__ void __launch_bounds__(kThreads) backward_scattered(const Backward<ty
 }
 
 }  // namespace
+}  // namespace dequantize
 }  // namespace cuda
 }  // namespace nf

@@ -7,6 +7,7 @@
 
 namespace nf {
 namespace cuda {
+namespace generator {
 namespace {
 
 constexpr int kThreads = 128;
@@ -57,9 +58,10 @@ void forward(const PhiloxUniform& k, const Launch& on) {
 }
 
 }  // namespace
+}  // namespace generator
 
 void philox_uniform_forward(const PhiloxUniform& k, const Launch& on) {
-  k.data == DType::f64 ? forward<double>(k, on) : forward<float>(k, on);
+  k.data == DType::f64 ? generator::forward<double>(k, on) : generator::forward<float>(k, on);
 }
 
 }  // namespace cuda

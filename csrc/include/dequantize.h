@@ -90,12 +90,11 @@ NF_FN Logit<T> logit_of(T v, const GreyConstants<T>& k) {
   return {a - b, k.log_span - a - b};
 }
 
-// dx of the logit, from its output: dw/dx (dy + dlogdet (2w - 1)) / (w (1 - w)), all in e^-|y|.
+// dx of the logit, from its output: dw/dx (dy + dlogdet (2w - 1)) / (w (1 - w)), without a division.
 template <typename T>
 NF_FN T logit_gradient(T y, T dy, T dlogdet, const GreyConstants<T>& k) {
-  const T u = exp_minus_abs(y), q = T(1) + u;
-  const T tilt = (T(1) - u) / q;  // |2w - 1|
-  return k.slope * (dy + (y < T(0) ? -tilt : tilt) * dlogdet) * (q * (q / u));
+  const T up = exp_(y < T(0) ? -y : y), down = exp_minus_abs(y);
+  return k.slope * (dy * (T(2) + (up + down)) + (y < T(0) ? -dlogdet : dlogdet) * (up - down));
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ from pathlib import Path
 TABLE = Path(__file__).parents[2] / "csrc/cuda/resources.txt"
 IN_TABLE = ("sm_80", "sm_90")
 # Names (patterns) of the kernels that must load and store 16 bytes at a time.
-HOT: list[str] = [r"gaussian::run_backward<.*, [248]>"]
+HOT: list[str] = [r"dequantize::\w+_runs<.*>", r"gaussian::run_backward<.*, [248]>"]
 # Those that must load so, and write one number for each sample or block.
 HOT_READERS: list[str] = [r"gaussian::run_forward<.*, [248]>"]
 
