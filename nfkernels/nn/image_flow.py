@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..ops import dequantize
 from .bases import Base
 from .bijection import Bijection, reads_values
 from .flow import Flow, _chunked
@@ -51,12 +52,14 @@ class ImageFlow(Flow):
     def dequantize(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """``(image + u) / grey_levels``, u uniform in ``[0, 1)``: uint8 in, float32 in ``[0, 1)`` out.
 
-        Raises ``ValueError`` for other types, and for values that are no grey levels (on the CPU only).
+        :meth:`quantize` gives the images back exactly. The noise is Philox's (:func:`nfkernels.dequantize`), under a key
+        drawn from ``generator``, or from torch's own. Raises ``ValueError`` for other types, and for values that are
+        no grey levels (on the CPU only).
         """
         self._check_levels(images)
-        u = torch.rand(images.shape, generator=generator, device=images.device)
-        # 255 + u may round to 256 in float32, and x = 1 is outside.
-        return u.add_(images).mul_(1 / self.grey_levels).clamp_(max=1 - 2**-24)
+        # Seed and offset both drawn, on the device: nothing waits for it, and one state of the generator is one noise.
+        key = torch.randint(-(2**63), 2**63 - 1, (2,), generator=generator, device=images.device)
+        return dequantize(images, key, levels=self.grey_levels)[0]
 
     def quantize(self, x: Tensor) -> Tensor:
         """The image that x in ``[0, 1)`` lies in; what lies outside goes to the nearest grey level."""
