@@ -4,9 +4,8 @@
 
 namespace nf {
 namespace cuda {
-#define NF_DECLARE_WEAK(name, ...) __attribute__((weak)) void name(__VA_ARGS__, const Launch&);
-NF_KERNELS(NF_DECLARE_WEAK)
-}  // namespace cuda
+NF_KERNELS(NF_DECLARE_KERNEL)
+}
 
 const Kernels& kernels() {
 #define NF_ENTRY(name, ...) cuda::name,
