@@ -45,7 +45,7 @@ namespace emulator {
 enum class Collective : int { sync = 0, shuffle, shuffle_xor, shuffle_down, vote, mma };
 
 struct alignas(16) Slot {
-  unsigned char bytes[32];
+  unsigned char bytes[48];
 };
 
 using Body = void (*)(void* context);

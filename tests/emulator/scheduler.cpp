@@ -257,6 +257,8 @@ void check_aligned(const void* address, size_t alignment, const char* what) {
        source_line(__builtin_return_address(0)));
 }
 
+void multiply_warp(Slot* slots);
+
 const Slot* gather(Collective kind, const void* in, size_t bytes) {
   Run& r = run_state;
   Thread& self = *r.current;
@@ -278,6 +280,7 @@ const Slot* gather(Collective kind, const void* in, size_t bytes) {
     next_turn(self);
     return slots;
   }
+  if (kind == Collective::mma) multiply_warp(slots);
   warp.waiting = 0;
   warp.turn ^= 1;
   const unsigned first = self.index / 32 * 32;
@@ -329,24 +332,45 @@ void copy_deliver(int pending) {
 
 // --- matrix product --------------------------------------------------------------------------------------------------
 
+// What a lane brings, and what it takes: d for d + a b (device.h says where each word lies in the matrices).
+struct Fragment {
+  float d[4], a[4], b[2];
+};
+
+void multiply_warp(Slot* slots) {
+  typedef float Row __attribute__((vector_size(32)));
+  float a[16][8];
+  Row b[8], d[16];
+  for (int i = 0; i < 32; ++i) {
+    const auto f = from_slot<Fragment>(slots[i]);
+    const int g = i / 4, t = i % 4;
+    for (int j = 0; j < 4; ++j) {
+      a[g + 8 * (j % 2)][t + 4 * (j / 2)] = f.a[j];
+      d[g + 8 * (j / 2)][2 * t + j % 2] = f.d[j];
+    }
+    b[t][g] = f.b[0];
+    b[t + 4][g] = f.b[1];
+  }
+  for (int row = 0; row < 16; ++row)
+    for (int k = 0; k < 8; ++k) d[row] += a[row][k] * b[k];
+  for (int i = 0; i < 32; ++i) {
+    const int g = i / 4, t = i % 4;
+    const float out[4] = {d[g][2 * t], d[g][2 * t + 1], d[g + 8][2 * t], d[g + 8][2 * t + 1]};
+    std::memcpy(slots[i].bytes, out, sizeof out);
+  }
+}
+
 void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  const uint32_t all[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-  for (uint32_t word : all)
+  for (uint32_t word : {a[0], a[1], a[2], a[3], b[0], b[1]})
     if ((word & 0x1fffu) && (word & 0x7fffffffu) <= 0x7f800000u)
       fail("mma_tf32 gets an operand that was not rounded by to_tf32 (the hardware cuts its low bits off), " +
            source_line(__builtin_return_address(0)));
-  const Slot* slots = gather(Collective::mma, all, sizeof all);
-  const auto operand = [&](int lane, int i) {
-    float v;
-    std::memcpy(&v, slots[lane].bytes + 4 * i, sizeof v);
-    return v;
-  };
-  const int g = static_cast<int>(threadIdx.x % 32) / 4, t = static_cast<int>(threadIdx.x % 4);
-  for (int i = 0; i < 4; ++i) {
-    const int upper = i / 2, column = 2 * t + i % 2;
-    for (int k = 0; k < 8; ++k)  // a(row, k) is lane 4 g + k % 4's word `upper` + 2 (k / 4); b(k, column) alike
-      d[i] += operand(4 * g + k % 4, upper + 2 * (k / 4)) * operand(4 * column + k % 4, 4 + k / 4);
-  }
+  Fragment mine;
+  std::memcpy(mine.d, d, sizeof d);
+  std::memcpy(mine.a, a, sizeof a);
+  std::memcpy(mine.b, b, sizeof b);
+  const Slot* slots = gather(Collective::mma, &mine, sizeof mine);
+  std::memcpy(d, slots[threadIdx.x % 32].bytes, sizeof d);
 }
 
 // --- one launch ------------------------------------------------------------------------------------------------------
