@@ -19,10 +19,9 @@ NF_DEVICE Pack<T, N> fetch(const T* from) {
 }
 
 // Vectors [begin, end) of lines, copied by a team.
-template <int V, typename S>
+template <int V, int kAhead = 4, typename S>
 NF_DEVICE void copy_lines(const S* from, uint32_t from_row, S* to, uint32_t to_row, const Divider& line, uint32_t begin,
                           uint32_t end, uint32_t step) {
-  constexpr int kAhead = 4;
   for (uint32_t v = begin; v < end; v += kAhead * step) {
     Pack<S, V> held[kAhead];
 #pragma unroll

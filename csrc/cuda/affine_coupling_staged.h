@@ -138,8 +138,8 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<D, V>)
   using P = StorageType<R>;
   constexpr int VR = 16 / sizeof(P);
   NF_SHARED(P, shared);
-  const int64_t unit = blockIdx.x, b = unit / k.pieces;
-  const uint32_t tile0 = static_cast<uint32_t>(unit - b * k.pieces) * k.tiles_per_unit;
+  const uint32_t unit = blockIdx.x, b = unit / static_cast<uint32_t>(k.pieces);
+  const uint32_t tile0 = (unit - b * k.pieces) * k.tiles_per_unit;
   const uint32_t tile1 = min_(tile0 + k.tiles_per_unit, k.stage.tiles);
   T sum = T(0);
   for (uint32_t i_tile = tile0; i_tile < tile1; ++i_tile) {
@@ -156,13 +156,12 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<D, V>)
     if (n < tile.vectors) ahead = load(n);  // under way while params arrive
     bring_params<VR>(k.stage, tile, static_cast<const P*>(k.params.data) + b * k.params.batch, k.params.row, shared);
     if (tile.passing)
-      copy_lines<V>(tile_start<const S>(k.from, b, tile), k.from.row, tile_start<S>(k.to, b, tile), k.to.row,
-                    k.stage.passing_line[tile.last], threadIdx.x, tile.passing, kThreads);
+      copy_lines<V, 2>(tile_start<const S>(k.from, b, tile), k.from.row, tile_start<S>(k.to, b, tile), k.to.row,
+                       k.stage.passing_line[tile.last], threadIdx.x, tile.passing, kThreads);
     sync_block();
     while (n < tile.vectors) {
       const uint32_t next = n + kThreads, o = line(n), i = (n - o * line.divisor) * V;
       const Pack<S, V> now = ahead;
-      if (next < tile.vectors) ahead = load(next);
       const P* at = shared + (o * k.stage.pitch + i);
       Pack<P, V> a = load_pack<V>(at + k.stage.shift), r_pack = a;
       if (k.f.has_scale) r_pack = load_pack<V>(at + k.stage.scale);
@@ -185,6 +184,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<D, V>)
         }
       }
       store_pack(y + (o * k.y.row + i), out);
+      if (next < tile.vectors) ahead = load(next);
       n = next;
     }
     sync_block();
@@ -211,8 +211,8 @@ template <int V, typename S>
 NF_DEVICE void copy_tile(const StagePort& from, const StagePort& to, int64_t b, const StageTile& tile,
                          const Divider& line) {
   if (from.data) {
-    copy_lines<V>(tile_start<const S>(from, b, tile), from.row, tile_start<S>(to, b, tile), to.row, line, threadIdx.x,
-                  tile.passing, kThreads);
+    copy_lines<V, 2>(tile_start<const S>(from, b, tile), from.row, tile_start<S>(to, b, tile), to.row, line,
+                     threadIdx.x, tile.passing, kThreads);
   } else {
     for (uint32_t n = threadIdx.x; n < tile.passing; n += kThreads) {
       const uint32_t o = line(n);
@@ -229,8 +229,8 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<D, V, false>)
   using P = StorageType<R>;
   constexpr int VR = 16 / sizeof(P);
   NF_SHARED(P, shared);
-  const int64_t unit = blockIdx.x, b = unit / k.pieces;
-  const uint32_t tile0 = static_cast<uint32_t>(unit - b * k.pieces) * k.tiles_per_unit;
+  const uint32_t unit = blockIdx.x, b = unit / static_cast<uint32_t>(k.pieces);
+  const uint32_t tile0 = (unit - b * k.pieces) * k.tiles_per_unit;
   const uint32_t tile1 = min_(tile0 + k.tiles_per_unit, k.stage.tiles);
   const T dlogdet[1] = {k.dlogdet ? k.dlogdet[b * k.dlogdet_stride] : T(0)};
   Gains<T, 1> gains;
