@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import IDENTITIES, LAYOUTS, MAPS, ORDERS, coupling_case, coupling_options
+from cases import IDENTITIES, LAYOUTS, MAPS, ORDERS, CouplingCase, coupling_case, coupling_options
 from functorch.compile import make_boxed_func
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -306,6 +306,90 @@ def test_any_shape_and_stride(data):
         grads2 = torch.autograd.grad([y2, logdet2], [x, params], [dy, torch.ones(batch)])
     for a, b in zip([y, logdet, *grads], [y2, logdet2, *grads2], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+# Shapes on both sides of what kernels are cut by: vectors, warps, blocks, pieces of a sample, stretches of positions.
+# (shape, format of x, format of params, dtype of params, identity)
+LAST, SLICED, SHIFTED = "channels_last", "sliced", "shifted"
+CUTS = [
+    *[((300, d), "contiguous", "contiguous", torch.float32, "first") for d in (2, 3, 7, 8, 31, 63, 64)],
+    ((3000, 5), "contiguous", "contiguous", torch.float32, "second"),
+    ((5, 1100), "contiguous", "contiguous", torch.float32, "first"),  # a sample takes a block
+    ((4200, 600), "contiguous", "contiguous", torch.float32, "none"),  # a warp each: there are many
+    ((2, 8, 64, 64), "contiguous", "contiguous", torch.float32, "first"),
+    ((1, 6, 100, 96), "contiguous", "contiguous", torch.float32, "none"),  # a sample takes several blocks
+    ((1, 3, 77, 79), "contiguous", "contiguous", torch.float32, "first"),  # odd in every size
+    ((2, 8, 16, 16), SHIFTED, "contiguous", torch.float32, "first"),  # not at 16 bytes
+    ((2, 8, 16, 16), "contiguous", SHIFTED, torch.bfloat16, "first"),
+    ((2, 9, 16, 16), SLICED, SLICED, torch.float32, "second"),
+    ((3, 6, 12, 12), LAST, LAST, torch.float32, "first"),  # three channels: no vectors
+    ((3, 16, 12, 12), LAST, LAST, torch.float32, "second"),
+    ((2, 16, 12, 12), LAST, LAST, torch.bfloat16, "none"),
+    ((3, 12, 16, 16), "contiguous", LAST, torch.bfloat16, "first"),  # params across the data
+    ((2, 48, 8, 8), "contiguous", LAST, torch.float32, "second"),
+    ((1, 4, 40, 52), "contiguous", LAST, torch.bfloat16, "none"),  # the last stretch is short
+    ((2, 12, 7, 7), "contiguous", LAST, torch.bfloat16, "first"),
+    ((2, 16, 20, 20), LAST, "contiguous", torch.bfloat16, "first"),  # and the reverse
+    ((2, 8, 36, 40), LAST, "contiguous", torch.float32, "none"),
+    ((2, 600, 4, 4), "contiguous", LAST, torch.float32, "first"),
+]
+
+
+def laid_out(t, fmt):
+    """``t`` in another memory layout; ``shifted`` starts 4 or 2 bytes past an aligned address."""
+    if fmt == LAST:
+        return t.contiguous(memory_format=torch.channels_last)
+    if fmt == SLICED:
+        wide = torch.full((t.shape[0], t.shape[1] + 3, *t.shape[2:]), float("nan"), dtype=t.dtype)
+        wide[:, 2:-1] = t
+        return wide[:, 2:-1]
+    if fmt == SHIFTED:
+        return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
+    return t
+
+
+@pytest.mark.parametrize("extra", ["plain", "gain", "mask"])
+@pytest.mark.parametrize(("shape", "x_format", "params_format", "raw", "identity"), CUTS)
+def test_sizes_on_both_sides_of_what_kernels_are_cut_by(shape, x_format, params_format, raw, identity, extra):
+    batch, channels, *spatial = shape
+    which = CUTS.index((shape, x_format, params_format, raw, identity))
+    if extra != "plain" and shape[0] > 1000:
+        batch = 70
+    count = channels if identity == "none" else channels // 2
+    options = {
+        "scale_map": MAPS[which % len(MAPS)],
+        "layout": LAYOUTS[which % 4],
+        "order": ORDERS[which // 4 % 2],
+        "identity": identity,
+        "inverse": which % 3 == 0,
+        "mask": torch.rand(batch, 1, *spatial) > 0.3 if extra == "mask" else None,
+    }
+    has_scale = options["scale_map"].has_scale
+    x = laid_out(torch.randn(batch, channels, *spatial), x_format)
+    params = laid_out(torch.randn(batch, count * (2 if has_scale else 1), *spatial).to(raw), params_format)
+    gain = torch.rand(count) + 0.5 if extra == "gain" and has_scale else None
+    case = CouplingCase(x, params, gain, torch.randn(batch) if which % 2 else None, options)
+    got = run(case)
+    with use_backend("reference"):
+        plain, exact = run(case), run(case, upcast=True)
+    assert_as_good_as_reference(got, plain, exact, case)
+
+
+@pytest.mark.parametrize("shape", [(70, 6), (2, 8, 16, 16), (2, 6, 7, 9)])
+def test_gradients_that_are_not_given_are_zero(shape):
+    """The raw op takes None for a gradient that nothing asked for."""
+    y, params = torch.randn(shape), torch.randn(shape)
+    form = Form(ScaleMap.glow(), identity=Identity.first).pack()
+    backward = torch.ops.nfkernels._affine_coupling_backward
+    zero = torch.zeros(shape), torch.zeros(shape[0])
+    for grads in ((None, torch.randn(shape[0])), (torch.randn(shape), None), (None, None)):
+        filled = [z if g is None else g for g, z in zip(grads, zero, strict=True)]
+        for a, b in zip(
+            backward(y, params, *grads, None, None, None, *form, False),
+            backward(y, params, *filled, None, None, None, *form, False),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b)
 
 
 # --- PyTorch's machinery --------------------------------------------------------------------------------------------
