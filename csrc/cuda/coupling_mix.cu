@@ -13,15 +13,19 @@ struct MixForwardJob {
   TiledCoupling<T> k;
   Moves<2> loads;   // x and params
   Moves<2> stores;  // z, extra
-  const T *weight, *bias;
-  T* partial;
-  int extra_start, extra_count;
-  int64_t tiles, tiles_per_block;
+  const T *weight = nullptr, *bias = nullptr;
+  T* partial = nullptr;
+  int extra_start = 0, extra_count = 0;
+  int64_t tiles = 0, tiles_per_block = 0;
+
+  MixForwardJob(const Coupling& coupling, const Columns& columns) : k(coupling, columns) {}
 };
 
 // What registers are to leave room for on a multiprocessor.
 template <Product how>
-constexpr int kBlocksAtOnce = how == Product::fma ? 6 : how == Product::tensor ? 4 : 2;
+constexpr int kBlocksAtOnce = how == Product::fma      ? 6
+                              : how == Product::tensor ? 4
+                                                       : 2;
 
 // Shared memory: x, later y, [rows][pitch]; z [rows][pitch]; params; the matrix; bias [64]; log sums.
 template <int N, Product how, typename T>
@@ -89,8 +93,9 @@ void forward(const Coupling& coupling, const CouplingMixForward& io, const Launc
   View x = io.x, params = io.params, z = io.z, extra = io.extra.view.data ? io.extra.view : io.z;
   View* views[] = {&x, &params, &z, &extra};
   const Columns columns = join_samples({coupling.batch, coupling.positions}, views, 4);
-  MixForwardJob<T> job{
-      TiledCoupling<T>(coupling, columns), {}, {}, static_cast<const T*>(io.weight), static_cast<const T*>(io.bias)};
+  MixForwardJob<T> job(coupling, columns);
+  job.weight = static_cast<const T*>(io.weight);
+  job.bias = static_cast<const T*>(io.bias);
   const int channels = job.k.channels, rows = padded_rows<how>(channels), tile = rows * kPitch<N, how>;
   const auto move = [&](const View& v, DType type, int count, int padded, int at) {
     return Move{tile_view(v, type, count, columns), type, count, padded, at};

@@ -14,13 +14,14 @@ struct MixBackwardJob {
   TiledCoupling<T> k;
   Moves<4> loads;   // z, params; dz, dextra
   Moves<3> stores;  // dx, dparams; x
-  const T *weight, *inverse, *bias, *dlogdet;
-  int64_t dlogdet_stride;
-  T* partial;  // [chunks][partial_size = C * C + C + transformed]: of dW, dbias and dgain
-  int extra_start, extra_count;
-  bool has_dz, need_dweight, need_dbias, rebuild;
-  int64_t tiles, chunks;
-  int64_t partial_size;
+  const T *weight = nullptr, *inverse = nullptr, *bias = nullptr, *dlogdet = nullptr;
+  int64_t dlogdet_stride = 0;
+  T* partial = nullptr;  // [chunks][partial_size = C * C + C + transformed]: of dW, dbias and dgain
+  int extra_start = 0, extra_count = 0;
+  bool has_dz = false, need_dweight = false, need_dbias = false, rebuild = false;
+  int64_t tiles = 0, chunks = 0, partial_size = 0;
+
+  MixBackwardJob(const Coupling& coupling, const Columns& columns) : k(coupling, columns) {}
 };
 
 // dW with plain FMA: blocks of 4 x 4 whose rows and columns are strided (neighbouring threads read neighbouring rows),
@@ -154,7 +155,9 @@ NF_FN int tiles_size(int channels) {
 
 // What registers are to leave room for on a multiprocessor.
 template <Product how>
-constexpr int kBlocksAtOnce = how == Product::fma ? 4 : how == Product::tensor ? 3 : 2;
+constexpr int kBlocksAtOnce = how == Product::fma      ? 4
+                              : how == Product::tensor ? 3
+                                                       : 2;
 
 // Shared memory: z, later dy and dx; dz; y, later x; params; both matrices; bias [64]; dlogdet [N]; gains [64]; and
 // halves of dbias [128].
@@ -253,7 +256,7 @@ void backward(const Coupling& coupling, const CouplingMixBackward& io, const Lau
   if (!dextra.data) dextra = z;
   View* views[] = {&z, &params, &dx, &dparams, &dz, &x, &dextra};
   const Columns columns = join_samples({coupling.batch, coupling.positions}, views, 7);
-  MixBackwardJob<T> job{TiledCoupling<T>(coupling, columns)};
+  MixBackwardJob<T> job(coupling, columns);
   const int channels = job.k.channels, rows = padded_rows<how>(channels), tile = rows * kPitch<N, how>;
   const int params_rows = job.k.params_rows, params_at = tiles_size<N, how>(channels);
   const auto move = [&](const View& v, DType type, int count, int padded, int at) {

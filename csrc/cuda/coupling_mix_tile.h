@@ -60,7 +60,7 @@ struct Move {
 
 template <int size>
 struct Moves {
-  Move list[size];
+  Move list[size] = {};
   int count = 0;
 
   void add(const Move& move) { list[count++] = move; }
@@ -309,7 +309,7 @@ NF_DEVICE void multiply_fragments(const Matrix<Product::tensor, float>& m, int m
                                   const float* shift, const float* bias, float* out, int pitch) {
   const int k_tiles = (m.channels + 7) / 8, col = warp() % 2 * (N / 2);
   float acc[M][N / 16][4] = {};
-  multiply_tile<shifted, M, N / 16>(m.data + m_tile * k_tiles * 128, k_tiles, in + col, pitch, shift, acc);
+  multiply_tile<shifted>(m.data + m_tile * k_tiles * 128, k_tiles, in + col, pitch, shift, acc);
   write_fragments<M, N / 16>(acc, out + m_tile * 16 * pitch + col, pitch, bias ? bias + m_tile * 16 : nullptr);
 }
 
