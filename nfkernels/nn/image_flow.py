@@ -52,9 +52,9 @@ class ImageFlow(Flow):
     def dequantize(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """``(image + u) / grey_levels``, u uniform in ``[0, 1)``: uint8 in, float32 in ``[0, 1)`` out.
 
-        :meth:`quantize` gives the images back exactly. The noise is Philox's (:func:`nfkernels.dequantize`), under a key
-        drawn from ``generator``, or from torch's own. Raises ``ValueError`` for other types, and for values that are
-        no grey levels (on the CPU only).
+        :meth:`quantize` gives the images back exactly. The noise is Philox's (:func:`nfkernels.dequantize`), under a
+        key drawn from ``generator``, or from torch's own. Raises ``ValueError`` for other types, and for values that
+        are no grey levels (on the CPU only).
         """
         self._check_levels(images)
         # Seed and offset both drawn, on the device: nothing waits for it, and one state of the generator is one noise.
