@@ -37,7 +37,7 @@ class Op:
     call: Callable[[str], Run]  # variant -> the public function
     plain: Callable[[str], Run]  # variant -> the same in plain PyTorch, for torch.compile
     cotangents: Callable[[Inputs], list[Tensor]]  # random gradients, one per output
-    count: Callable[[Case, str], tuple[float, float]]  # case, direction -> bytes (DESIGN 3) and flops
+    count: Callable[[Case, str], tuple[float, float]]  # case, direction -> bytes and flops
     cases: Callable[[str], list[Case]]  # device type -> what is measured there
     differentiable: tuple[str, ...] = ()
     peers: Callable[[str], dict[str, Peer]] = lambda variant: {}

@@ -81,7 +81,7 @@ _backward = define(
 
 
 class _AffineCoupling(torch.autograd.Function):
-    """Saves output and params, never the input: the gradient needs no division (DESIGN: what is saved)."""
+    """Saves output and params, never the input: the gradient needs no division."""
 
     @staticmethod
     def forward(ctx: Any, x, params, channel_map, mask, gain, logdet, form):

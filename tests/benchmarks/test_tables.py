@@ -1,4 +1,4 @@
-"""The ops' tables: bytes as DESIGN counts them, sizes, and that all rivals compute the same."""
+"""The ops' tables: the bytes that each case must move, sizes, and that all rivals compute the same."""
 
 import pytest
 import torch
