@@ -25,6 +25,7 @@ def test_ops_on(isa):
     files = [
         TESTS / "ops/test_affine_coupling.py",
         TESTS / "ops/test_channel_mix.py",
+        TESTS / "ops/test_coupling_mix.py",
         TESTS / "ops/test_dequantize.py",
         TESTS / "ops/test_gaussian_log_density.py",
         TESTS / "ops/test_philox_uniform.py",
