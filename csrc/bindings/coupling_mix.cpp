@@ -15,6 +15,9 @@ ScalarType scalar_type_of(int64_t type) {
   return table[type];
 }
 
+// Row-major, as the kernels read it; linear algebra leaves its inverses column-major.
+Tensor row_major(const Tensor& matrix) { return matrix.is_contiguous() ? matrix : torch::stable::contiguous(matrix); }
+
 Coupling checked_coupling(const Tensor& x, const Tensor& params, const Tensor& weight, const OptionalTensor& bias,
                           const OptionalTensor& gain, int64_t form, const ScaleMapConstants& constants) {
   const Coupling k = coupling_of(x, params, std::nullopt, std::nullopt, gain, form, constants);
@@ -47,6 +50,7 @@ std::tuple<Tensor, Tensor, Tensor> coupling_mix_forward(Tensor x, Tensor params,
                                                         double clamp, double eps, int64_t extra_start,
                                                         int64_t extra_count, int64_t extra_dtype,
                                                         bool extra_channels_last) {
+  weight = row_major(weight);
   const Coupling k = checked_coupling(x, params, weight, bias, gain, form, {prescale, offset, gain_factor, clamp, eps});
   check_extra(x, extra_start, extra_count);
   const ScalarType extra_type = scalar_type_of(extra_dtype);
@@ -78,6 +82,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> coupling_mix_backward
     OptionalTensor dlogdet, OptionalTensor dextra, OptionalTensor gain, int64_t form, double prescale, double offset,
     double gain_factor, double clamp, double eps, int64_t extra_start, bool need_dweight, bool need_dbias,
     bool rebuild) {
+  weight = row_major(weight);
+  inverse = row_major(inverse);
   const Coupling k = checked_coupling(z, params, weight, bias, gain, form, {prescale, offset, gain_factor, clamp, eps});
   check_matrix(z, inverse);
   Tensor dx = torch::stable::empty_like(z);

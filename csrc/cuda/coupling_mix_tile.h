@@ -270,7 +270,7 @@ NF_DEVICE void multiply_fma(const Matrix<how, T>& m, const T* in, const T* shift
 #pragma unroll
     for (int r = 0; r < R; ++r)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) acc[r][e] = bias && row + r < m.channels ? bias[row + r] : T(0);
+      for (int e = 0; e < 4; ++e) acc[r][e] = T(0);
 #pragma unroll 2
     for (int k = 0; k < m.channels; ++k) {
       Pack<T, 4> v = load_pack<4>(in + k * pitch + col);
@@ -294,9 +294,10 @@ NF_DEVICE void multiply_fma(const Matrix<how, T>& m, const T* in, const T* shift
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       if (row + r < m.channels) {
+        const T start = bias ? bias[row + r] : T(0);
         Pack<T, 4> v;
 #pragma unroll
-        for (int e = 0; e < 4; ++e) v[e] = acc[r][e];
+        for (int e = 0; e < 4; ++e) v[e] = acc[r][e] + start;
         store_pack<4>(out + (row + r) * pitch + col, v);
       }
     }
