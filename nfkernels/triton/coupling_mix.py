@@ -49,7 +49,9 @@ def plan(channels: int, dtype: torch.dtype, generation: int, backward: bool) -> 
         return Plan(False, precision, 16, 4)
     if backward:
         return Plan(False, precision, 32 if block == 32 else 16, 4)
-    return Plan(False, precision, 64, 4)
+    # Where dots take both operands from registers (before Hopper, and GeForce Blackwell), half a tile of 64 channels.
+    from_registers = tensor_cores and generation not in (9, 10)
+    return Plan(False, precision, 32 if block == 64 and from_registers else 64, 4)
 
 
 def _is_too_wide(x: Tensor) -> bool:

@@ -105,7 +105,8 @@ def assert_as_good_as_reference(got, plain, exact, inputs):
         assert torch.isfinite(a).all(), name
         # The longest sum behind an element, and cond(weight) < 2 for the data that the backward finds again.
         terms = x.shape[1] if a.dim() > 1 and name != "dweight" else max(x.numel() // x.shape[1], x[:1].numel(), 1)
-        slack = 8 * EPS[a.dtype] * c.abs().max().clamp(min=1).item() * terms**0.5
+        eps = max(EPS[a.dtype], EPS[x.dtype] if name == "part" else 0)  # a wider copy of z is no better than z
+        slack = 8 * eps * c.abs().max().clamp(min=1).item() * terms**0.5
         worst, allowed = (a.double() - c).abs().max().item(), 2 * (b.double() - c).abs().max().item() + slack
         assert worst <= allowed, (name, worst, allowed)
 

@@ -23,10 +23,17 @@ from fake_driver import TARGETS, compiling_for
 
 from nfkernels.reference.affine_coupling import Form, Identity, Layout, Order
 from nfkernels.reference.scale_map import ScaleMap
-from nfkernels.triton import affine_coupling, channel_mix, dequantize, gaussian_log_density, philox_uniform
+from nfkernels.triton import (
+    affine_coupling,
+    channel_mix,
+    coupling_mix,
+    dequantize,
+    gaussian_log_density,
+    philox_uniform,
+)
 
 NVIDIA = [t for t in TARGETS if t.startswith("sm_")]
-GENERATION = {"sm_80": 8, "sm_90": 9, "sm_100": 10, "gfx942": 0}
+GENERATION = {"sm_80": 8, "sm_90": 9, "sm_100": 10, "sm_120": 12, "gfx942": 0}
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 
 MAPS = {
@@ -320,6 +327,65 @@ def test_dequantize_moves_memory_wide(shape):
         assert backward.get("STG.32", 0) == 0, backward
     binary = compiled("sm_90", lambda: philox_uniform.forward(torch.zeros(shape), KEY))[0]
     assert fake_driver.global_accesses(fake_driver.disassembly(binary)).keys() == {"LDG.64", "STG.128"}
+
+
+# --- the coupling mix ------------------------------------------------------------------------------------------------
+
+
+def coupled_mix(target, monkeypatch, shape, *, m="glow", order="scale_first", identity="first", dtype=F32,
+                params_dtype=None, last=(False, False), everything=False):  # fmt: skip
+    """Forward and backward; ``everything`` adds all that is optional, the rebuilt input among it."""
+    monkeypatch.setattr(coupling_mix, "generation_of", lambda x: GENERATION[target])
+    batch, channels, *spatial = shape
+    x, weight = torch.zeros(shape, dtype=dtype), torch.zeros(channels, channels, dtype=F64 if dtype == F64 else F32)
+    count = channels // 2
+    params = torch.zeros(batch, count * (2 if MAPS[m].has_scale else 1), *spatial, dtype=params_dtype or dtype)
+    part = torch.zeros(batch, *spatial, max(count, 1), dtype=BF16).movedim(-1, 1)
+    x, params = (
+        t.movedim(1, -1).contiguous().movedim(-1, 1) if is_last else t
+        for t, is_last in zip((x, params), last, strict=True)
+    )
+    form = Form(MAPS[m], order=Order[order], identity=Identity[identity]).pack()
+    logdet = weight.new_zeros(batch)
+    gain = weight.new_ones(count) if everything and MAPS[m].has_scale else None
+    extra = (0, part.shape[1] if everything else 0, 2, True)
+    binaries = compiled(target, lambda: coupling_mix.forward(x, params, weight, weight[0], gain, logdet, *form, *extra))
+    args = (x, params, weight, weight, weight[0], x, logdet, part if everything else None, gain, *form, 0)
+    return binaries + compiled(target, lambda: coupling_mix.backward(*args, True, True, everything))
+
+
+@pytest.mark.parametrize(
+    ("target", "channels"), [*((t, 48) for t in TARGETS), *(("sm_90", c) for c in (4, 12, 24, 32, 64))]
+)
+def test_coupling_mix(target, channels, monkeypatch):
+    """Whether little or everything is asked for: no spills, and 16-byte loads and stores in wide tiles."""
+    moved_wide = ["forward_kernel"] * (channels <= 8) + ["forward_kernel", "backward_kernel"] * (channels > 16)
+    for binary in coupled_mix(target, monkeypatch, (4, channels, 16, 16)):
+        if target in NVIDIA and binary.name in moved_wide:
+            counts = fake_driver.global_accesses(fake_driver.disassembly(binary))
+            assert counts["LDG.128"] > 0, counts
+            assert counts["STG.128"] > 0, counts
+    coupled_mix(
+        target, monkeypatch, (4, channels, 16, 16), m="nflows_softplus", params_dtype=BF16, last=(False, True),
+        everything=True,
+    )  # fmt: skip
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("channels", [1, 2, 3, 8, 16, 17, 24, 32, 33, 48, 63, 64])
+@pytest.mark.parametrize("dtype", [F32, F64, BF16], ids=str)
+def test_coupling_mix_everything(target, channels, dtype, monkeypatch):
+    """Which map, order and shape ride along depends on the case."""
+    bits = zlib.crc32(repr((target, channels, dtype)).encode())
+    m, order = list(MAPS)[bits % len(MAPS)], ("scale_first", "shift_first")[bits >> 8 & 1]
+    everything = {"m": m, "order": order, "params_dtype": BF16, "everything": True}
+    coupled_mix(target, monkeypatch, (4, channels, 16, 16), m=m, order=order, dtype=dtype)
+    coupled_mix(target, monkeypatch, (4, channels, 16, 16), dtype=dtype, last=(False, True), **everything)
+    coupled_mix(
+        target, monkeypatch, (30, channels, 7, 7), dtype=dtype, last=(True, True), identity="second", **everything
+    )
+    coupled_mix(target, monkeypatch, (300, channels), dtype=dtype, **everything)
 
 
 # --- the package -----------------------------------------------------------------------------------------------------
