@@ -149,6 +149,7 @@ void launch_forward_any(const Coupling& k, const CouplingForward& io, const Laun
 
 template <typename T>
 void forward(const Coupling& k, const CouplingForward& io, const Launch& on) {
+  if (k.batch == 0) return;
   if (k.channels * k.positions == 0) {
     launch(sum_logdets<T>, on, divide_up(k.batch, kThreads / 32), kThreads, 0, nullptr, 0,
            static_cast<const T*>(io.logdet_in), io.logdet_in_stride, k.batch, static_cast<T*>(io.logdet));

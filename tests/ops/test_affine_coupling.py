@@ -332,6 +332,8 @@ CUTS = [
     ((2, 16, 20, 20), LAST, "contiguous", torch.bfloat16, "first"),  # and the reverse
     ((2, 8, 36, 40), LAST, "contiguous", torch.float32, "none"),
     ((2, 600, 4, 4), "contiguous", LAST, torch.float32, "first"),
+    ((0, 8, 64, 64), "contiguous", "contiguous", torch.float32, "none"),  # large samples, but none
+    ((0, 8, 64, 64), "contiguous", LAST, torch.bfloat16, "none"),
 ]
 
 
