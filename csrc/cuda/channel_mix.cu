@@ -200,12 +200,14 @@ __global__ __launch_bounds__(kThreads, 2) void few_backward(MixBackwardTask<floa
   if (k.need_dweight)
     for (int i = tid; i < channels * channels; i += kThreads) {
       float sum = 0.0f;
+#pragma unroll 4
       for (int s = 0; s < slices; ++s) sum += all[(s * CP + i / channels) * CP + i % channels];
       partial[i] = sum;
     }
   if (k.need_dbias)
     for (int i = tid; i < channels; i += kThreads) {
       float sum = 0.0f;
+#pragma unroll 1
       for (int s = 0; s < slices; ++s) sum += all_bias[s * CP + i];
       partial[channels * channels + i] = sum;
     }
@@ -226,7 +228,10 @@ void backward_few(const MixBackward& k, const Launch& on) {
   static_assert(2 * CP * pitch_of(kOwnBackward<CP>) >= kSlices<CP> * (CP + 1) * CP,
                 "the slices' sums take the tiles' place");
   const size_t shared = (2 * CP * CP + CP + 2 * CP * pitch_of(kOwnBackward<CP>)) * sizeof(float);
-  const int64_t blocks = at_most(ceil_div(task.count, kThreads * kOwnBackward<CP>), on.multiprocessors * int64_t{4});
+  const int64_t blocks =
+      at_most(ceil_div(task.count, kThreads * kOwnBackward<CP>), on.multiprocessors * int64_t{CP <= 4   ? 5
+                                                                                              : CP <= 8 ? 4
+                                                                                                        : 3});
   make_partials(task, blocks, on);
   launch(few_backward<d, CP>, on, blocks, kThreads, shared, task);
   finish_partials(k, task, blocks, on);

@@ -24,9 +24,10 @@ struct Product {
   static NF_DEVICE int first_row() { return warp() / across * M * 16; }
   static NF_DEVICE int first_column() { return warp() % across * N8 * 8; }
 
-  template <bool shifted>
+  template <bool shifted, int unrolled>
   static NF_DEVICE void run(const float* fragments, const float* tile, const float* shift, float (&acc)[M][N8][4]) {
-    multiply_tile<shifted>(fragments + first_row() * k_tiles * 8, k_tiles, tile + first_column(), pitch, shift, acc);
+    multiply_tile<shifted, unrolled>(fragments + first_row() * k_tiles * 8, k_tiles, tile + first_column(), pitch,
+                                     shift, acc);
   }
   static NF_DEVICE void write(const float (&acc)[M][N8][4], float* tile, const float* bias) {
     write_fragments(acc, tile + first_row() * pitch + first_column(), pitch, bias ? bias + first_row() : nullptr);
@@ -63,7 +64,7 @@ NF_DEVICE void load_padded(const float* values, int64_t channels, int n, float* 
 }
 
 template <DType d, int MC>
-__global__ __launch_bounds__(kThreads, 2) void fused_forward(MixForwardTask<float> k) {
+__global__ __launch_bounds__(kThreads, MC == 32 ? 3 : 2) void fused_forward(MixForwardTask<float> k) {
   constexpr int N = kForwardTile;
   using P = Product<MC, N>;
   NF_SHARED(float, fragments);
@@ -71,11 +72,9 @@ __global__ __launch_bounds__(kThreads, 2) void fused_forward(MixForwardTask<floa
   float* tiles = bias + MC;  // two of [MC][pitch]
   load_fragments<MC>(k.weight, k.channels, false, fragments);
   load_padded(k.bias, k.channels, MC, bias);
-  int64_t first = blockIdx.x * int64_t{N};
-  const int64_t step = gridDim.x * int64_t{N};
-  load_tile<d, N>(k.x, tile_place(first, k.count, k.positions), k.channels, 0, MC, tiles, P::pitch);
-  copy_commit();
-  for (int stage = 0; first < k.count; first += step, stage ^= 1) {
+  const int64_t start = blockIdx.x * int64_t{N}, step = gridDim.x * int64_t{N};
+  int stage = 0;
+  for (int64_t first = start - step; first < k.count; first += step, stage ^= 1) {
     float* tile = tiles + stage * (MC * P::pitch);
     copy_wait<0>();
     sync_block();  // the tile has come, and the other one has been written out
@@ -83,8 +82,9 @@ __global__ __launch_bounds__(kThreads, 2) void fused_forward(MixForwardTask<floa
       load_tile<d, N>(k.x, tile_place(first + step, k.count, k.positions), k.channels, 0, MC,
                       tiles + (stage ^ 1) * (MC * P::pitch), P::pitch);
     copy_commit();
+    if (first < start) continue;  // the first turn only loads
     float acc[P::M][P::N8][4] = {};
-    P::template run<false>(fragments, tile, nullptr, acc);
+    P::template run<false, 2>(fragments, tile, nullptr, acc);
     sync_block();
     P::write(acc, tile, bias);
     sync_block();
@@ -95,7 +95,7 @@ __global__ __launch_bounds__(kThreads, 2) void fused_forward(MixForwardTask<floa
 // Above kFusedChannels a block makes 64 x 64 of dW, from dy's and x's channels at its own place; then there is neither
 // weight nor inverse. Blocks that share a place take turns at the columns' tiles.
 template <DType d, int MC>
-__global__ __launch_bounds__(kThreads) void fused_backward(MixBackwardTask<float> k, int places, int stages) {
+__global__ __launch_bounds__(kThreads, 2) void fused_backward(MixBackwardTask<float> k, int places, int stages) {
   constexpr int N = kBackwardTile<MC>;
   using P = Product<MC, N>;
   using O = Outer<MC, N>;
@@ -112,28 +112,32 @@ __global__ __launch_bounds__(kThreads) void fused_backward(MixBackwardTask<float
   const int64_t dy_first = place / places * MC, x_first = place % places * MC;
   const bool need_x = k.need_dweight || k.inverse;
   const bool need_dbias = k.need_dbias && x_first == 0, need_dy = k.need_dweight || need_dbias || k.weight;
-  const auto load = [&](int64_t first, int stage) {
-    const TilePlace at = tile_place(first, k.count, k.positions);
-    float* tile = tiles + stage * 2 * size;
-    if (need_dy) load_tile<d, N>(k.dy, at, k.channels, dy_first, MC, tile, P::pitch);
-    if (need_x) load_tile<d, N>(k.x, at, k.channels, x_first, MC, tile + size, P::pitch);
-  };
   const int tid = static_cast<int>(threadIdx.x);
   float sums[O::M][O::N8][4] = {}, sum = 0.0f;
-  int64_t first = turn * int64_t{N};
-  const int64_t step = gridDim.x / (places * places) * int64_t{N};
-  if (first < k.count) load(first, 0);
-  copy_commit();
-  for (int stage = 0; first < k.count; first += step, stage = (stage + 1) % stages) {
+  const int64_t start = turn * int64_t{N}, step = gridDim.x / (places * places) * int64_t{N};
+  const int ahead = stages - 1;  // tiles that are loaded before they are needed
+  int stage = 0;
+  for (int64_t first = start - ahead * step; first < k.count; first += step, stage ^= ahead) {
     float* dy = tiles + stage * 2 * size;
     float* x = dy + size;
-    copy_wait<0>();
+    if (ahead) copy_wait<0>();
     sync_block();  // the tiles have come, and the others have been written out
-    if (stages == 2 && first + step < k.count) load(first + step, stage ^ 1);
+    const int64_t next = first + ahead * step;
+    if (next < k.count) {
+      const TilePlace at = tile_place(next, k.count, k.positions);
+      float* tile = tiles + (stage ^ ahead) * 2 * size;
+      if (need_dy) load_tile<d, N>(k.dy, at, k.channels, dy_first, MC, tile, P::pitch);
+      if (need_x) load_tile<d, N>(k.x, at, k.channels, x_first, MC, tile + size, P::pitch);
+    }
     copy_commit();
+    if (first < start) continue;  // the first turn only loads
+    if (!ahead) {
+      copy_wait<0>();
+      sync_block();
+    }
     if (k.inverse) {
       float acc[P::M][P::N8][4] = {};
-      P::template run<true>(inverse, x, bias, acc);
+      P::template run<true, 2>(inverse, x, bias, acc);
       sync_block();
       P::write(acc, x, nullptr);
       sync_block();
@@ -154,16 +158,11 @@ __global__ __launch_bounds__(kThreads) void fused_backward(MixBackwardTask<float
     }
     if (k.weight) {
       float acc[P::M][P::N8][4] = {};
-      P::template run<false>(fragments, dy, nullptr, acc);
+      P::template run<false, 2>(fragments, dy, nullptr, acc);
       sync_block();
       P::write(acc, dy, nullptr);
       sync_block();
       store_tile<d, N>(k.dx, tile_place(first, k.count, k.positions), k.channels, 0, MC, dy, P::pitch);
-    }
-    if (stages == 1 && first + step < k.count) {
-      sync_block();
-      load(first + step, 0);
-      copy_commit();
     }
   }
   if (!k.partial) return;
@@ -218,26 +217,23 @@ __global__ __launch_bounds__(kThreads, 2) void wide_product(MixForwardTask<float
   const TilePlace at = tile_place(blockIdx.x / bands * int64_t{N}, k.count, k.positions);
   const int64_t row = int64_t{band} * kRows;
   float* shifts = shared + 2 * stage_size;  // two of [kDepth]
-  const auto load = [&](int step, int stage) {
-    float* to = shared + stage * stage_size;
-    const float* from = k.weight + (int64_t{band} * steps + step) * matrix_size;
-    for (int i = static_cast<int>(threadIdx.x) * 4; i < matrix_size; i += kThreads * 4)
-      copy_async<16>(to + i, from + i);
-    load_tile<d, N>(k.x, at, k.channels, int64_t{step} * kDepth, kDepth, to + matrix_size, P::pitch);
-    if (shifted && threadIdx.x < kDepth) {
-      const int64_t c = int64_t{step} * kDepth + threadIdx.x;
-      shifts[stage * kDepth + threadIdx.x] = shift && c < k.channels ? shift[c] : 0.0f;
-    }
-  };
+  const int tid = static_cast<int>(threadIdx.x);
   float sums[P::M][P::N8][4] = {};
-  load(0, 0);
-  copy_commit();
-  for (int step = 0; step < steps; ++step) {
-    const int stage = step % 2;
+  for (int step = -1; step < steps; ++step) {
+    const int stage = step & 1;
     copy_wait<0>();
     sync_block();
-    if (step + 1 < steps) load(step + 1, stage ^ 1);
+    if (step + 1 < steps) {
+      float* to = shared + (stage ^ 1) * stage_size;
+      const float* from = k.weight + (int64_t{band} * steps + step + 1) * matrix_size;
+      for (int i = tid * 4; i < matrix_size; i += kThreads * 4) copy_async<16>(to + i, from + i);
+      const int64_t channel = int64_t{step + 1} * kDepth;
+      load_tile<d, N>(k.x, at, k.channels, channel, kDepth, to + matrix_size, P::pitch);
+      if (shifted && tid < kDepth)
+        shifts[(stage ^ 1) * kDepth + tid] = shift && channel + tid < k.channels ? shift[channel + tid] : 0.0f;
+    }
     copy_commit();
+    if (step < 0) continue;
     const float* fragments = shared + stage * stage_size;
     float acc[P::M][P::N8][4] = {};
     multiply_tile<shifted, 1>(fragments + P::first_row() * kDepth, kDepth / 8,
@@ -254,7 +250,7 @@ __global__ __launch_bounds__(kThreads, 2) void wide_product(MixForwardTask<float
   P::write(sums, shared, nullptr);
   sync_block();
   if (k.bias)
-    for (int i = static_cast<int>(threadIdx.x); i < kRows * N; i += kThreads)
+    for (int i = tid; i < kRows * N; i += kThreads)
       if (row + i / N < k.channels) shared[i / N * P::pitch + i % N] += k.bias[row + i / N];
   sync_block();
   store_tile<d, N>(k.y, at, k.channels, row, kRows, shared, P::pitch);
@@ -278,7 +274,7 @@ void product_wide(MixForwardTask<float> task, bool transposed, bool shifted, con
 template <DType d, int MC>
 void forward_fused(const MixForward& k, const Launch& on) {
   const MixForwardTask<float> task = forward_task<float>(k);
-  const int64_t blocks = at_most(ceil_div(task.count, kForwardTile), on.multiprocessors * int64_t{2});
+  const int64_t blocks = at_most(ceil_div(task.count, kForwardTile), on.multiprocessors * int64_t{MC == 32 ? 3 : 2});
   const size_t bytes = (MC * MC + MC + 2 * MC * tile_pitch(kForwardTile)) * sizeof(float);
   launch(fused_forward<d, MC>, on, blocks, kThreads, bytes, task);
 }

@@ -2,8 +2,8 @@
 //
 // A column is one position of one sample; columns are counted over all samples. A tile holds `channels x N`
 // neighbouring columns as [channels][pitch] in the arithmetic's type, whatever the tensor's layout and type, zero where
-// the tensor has neither channel nor column. All of a block's threads (a power of two, at least N / 4) move a tile
-// together.
+// the tensor has neither channel nor column. All of a block's threads move a tile together: a power of two of
+// them, and no fewer than a row of N elements has 16-byte pieces.
 #pragma once
 
 #include <type_traits>
@@ -102,7 +102,7 @@ NF_DEVICE void for_each_piece(const TileView& v, const TilePlace& at, int64_t ch
     for (int j = tid % across; j < N; j += across) {
       const int64_t from = column_offset(v, at, j) + first_channel * v.c;
       const bool exists = j < at.left;
-#pragma unroll 4
+#pragma unroll 2
       for (int r = tid / across; r < rows; r += threads / across)
         f(std::integral_constant<int, 1>{}, std::false_type{}, r, j, from + r * v.c,
           exists && first_channel + r < channels);
@@ -120,7 +120,7 @@ NF_DEVICE void for_each_piece(const TileView& v, const TilePlace& at, int64_t ch
     for (int j = tid / 8; j < N; j += threads / 8) {  // eight channels by four columns to a warp
       const int64_t from = column_offset(v, at, j) + first_channel * v.c;
       const bool exists = j < at.left;
-#pragma unroll 4
+#pragma unroll 2
       for (int r = tid % 8; r < rows; r += 8)
         f(std::integral_constant<int, 1>{}, std::true_type{}, r, j, from + r * v.c,
           exists && first_channel + r < channels);
