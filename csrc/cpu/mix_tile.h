@@ -52,7 +52,7 @@ void multiply_rows(const T* w, int64_t channels, const T* bias, const T* x, int6
   typename V::type acc[rows][kVectors];
   NF_UNROLL
   for (int r = 0; r < rows; ++r) NF_UNROLL
-  for (int v = 0; v < kVectors; ++v) acc[r][v] = typename V::type{} + (bias ? bias[r] : T(0));
+  for (int v = 0; v < kVectors; ++v) acc[r][v] = typename V::type{};
   for (int64_t k = 0; k < channels; ++k) {
     typename V::type in[kVectors];
     NF_UNROLL
@@ -63,7 +63,7 @@ void multiply_rows(const T* w, int64_t channels, const T* bias, const T* x, int6
   }
   NF_UNROLL
   for (int r = 0; r < rows; ++r) NF_UNROLL
-  for (int v = 0; v < kVectors; ++v) V::store(y + r * ldy + v * V::lanes, acc[r][v]);
+  for (int v = 0; v < kVectors; ++v) V::store(y + r * ldy + v * V::lanes, acc[r][v] + (bias ? bias[r] : T(0)));
 }
 
 // Rows a power of two apart fall into few cache sets, so from a few row blocks on a group's columns are first copied
