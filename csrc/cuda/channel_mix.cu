@@ -229,9 +229,9 @@ void backward_few(const MixBackward& k, const Launch& on) {
                 "the slices' sums take the tiles' place");
   const size_t shared = (2 * CP * CP + CP + 2 * CP * pitch_of(kOwnBackward<CP>)) * sizeof(float);
   const int64_t blocks =
-      at_most(ceil_div(task.count, kThreads * kOwnBackward<CP>), on.multiprocessors * int64_t{CP <= 4   ? 5
-                                                                                              : CP <= 8 ? 4
-                                                                                                        : 3});
+      at_most(ceil_div(task.count, kThreads * kOwnBackward<CP>), kMultiprocessors * int64_t{CP <= 4   ? 5
+                                                                                            : CP <= 8 ? 4
+                                                                                                      : 3});
   make_partials(task, blocks, on);
   launch(few_backward<d, CP>, on, blocks, kThreads, shared, task);
   finish_partials(k, task, blocks, on);

@@ -14,6 +14,8 @@ constexpr int64_t kFewChannels = 24;
 constexpr int64_t kFusedChannels = 64;
 // What a block may have on every architecture from sm_80 on.
 constexpr int64_t kSharedEverywhere = 99 * 1024;
+// Partial sums are cut for this many multiprocessors (a Hopper's), whatever GPU runs: the same bits on all of them.
+constexpr int64_t kMultiprocessors = 132;
 
 template <typename T>
 struct MixForwardTask {

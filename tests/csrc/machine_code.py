@@ -11,6 +11,7 @@ import argparse
 import functools
 import importlib
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -22,9 +23,9 @@ from pathlib import Path
 TABLE = Path(__file__).parents[2] / "csrc/cuda/resources.txt"
 IN_TABLE = ("sm_80", "sm_90")
 # Names (patterns) of the kernels that must load and store 16 bytes at a time.
-HOT: list[str] = [r"dequantize::\w+_runs<.*>", r"gaussian::run_backward<.*, [248]>"]
+HOT: list[str] = [r"dequantize: dequantize::\w+_runs<.*>", r"gaussian_log_density: gaussian::run_backward<.*, [248]>"]
 # Those that must load so, and write one number for each sample or block.
-HOT_READERS: list[str] = [r"gaussian::run_forward<.*, [248]>"]
+HOT_READERS: list[str] = [r"gaussian_log_density: gaussian::run_forward<.*, [248]>"]
 
 
 @dataclass
@@ -77,12 +78,19 @@ def kernels(architecture: str) -> dict[str, Kernel]:
     names = subprocess.run(
         [shutil.which("c++filt") or "c++filt"], input="\n".join(found), capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    return dict(sorted((readable(name), kernel) for name, kernel in zip(names, found.values(), strict=True)))
+    named = {}
+    for symbol, name, kernel in zip(found, names, found.values(), strict=True):
+        file = re.search(r"_GLOBAL__N__[0-9a-f]{8}_\d+_(\w+?)_cu_", symbol)
+        key = f"{file.group(1) if file else 'usable'}: {readable(name)}"
+        assert key not in named, f"two kernels are called {key}"
+        named[key] = kernel
+    return dict(sorted(named.items()))
 
 
 def readable(name: str) -> str:
     """``void nf::cuda::(anonymous namespace)::tile<float, 4>(Args)`` is ``tile<float, 4>``."""
     name = re.sub(r"\(anonymous namespace\)::|nf::cuda::|nf::|^void ", "", name)
+    name = re.sub(r"\(DType\)(\d)", lambda match: ("f32", "f64", "bf16", "f16")[int(match[1])], name)
     depth = 0
     for i, letter in enumerate(name):
         depth += (letter == "<") - (letter == ">")
@@ -96,18 +104,38 @@ def compiler() -> str:
     return importlib.import_module("nfkernels._C_cuda").compiler
 
 
+def launch_shapes() -> dict[str, tuple[int, int]]:
+    """Kernel, without its namespace -> threads and the most shared memory, of the calls in launch_shapes.py."""
+    script = Path(__file__).with_name("launch_shapes.py")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return {base(name): (threads, shared) for name, threads, shared in json.loads(done.stdout)}
+
+
+def base(name: str) -> str:
+    """``gaussian::tile<float>`` is ``tile<float>``."""
+    head, angle, rest = readable(name).partition("<")
+    return head.rsplit("::", 1)[-1].split(": ")[-1] + angle + rest
+
+
 def table() -> str:
-    """One line per kernel: registers and 16-byte global accesses on each architecture."""
-    columns = [kernels(a) for a in IN_TABLE]
+    """One line per kernel: threads, shared memory, and registers and 16-byte accesses on each architecture."""
+    columns, shapes = [kernels(a) for a in IN_TABLE], launch_shapes()
     width = max(map(len, columns[0]))
     lines = [
-        "# Registers of a thread, and how many 16-byte global accesses there are in the code, of every CUDA kernel.",
-        "# Stack and spills are 0 throughout (tests/csrc/test_machine_code.py).",
+        "# Every CUDA kernel: threads of a block and the most shared memory that the calls in",
+        "# tests/csrc/launch_shapes.py ask for (nothing where none launches it); on each architecture a thread's",
+        "# registers, and how many 16-byte accesses to global memory its code has. Stack and spills are 0 throughout",
+        "# (tests/csrc/test_machine_code.py).",
         f"# Made by {compiler()}; rewrite with: python tests/csrc/machine_code.py --write",
-        f"{'kernel':<{width}}  " + "  ".join(f"{a:>9}" for a in IN_TABLE),
+        f"{'kernel':<{width}}  threads  shared  " + "  ".join(f"{a:>9}" for a in IN_TABLE),
     ]
     for name in columns[0]:
-        lines.append(f"{name:<{width}}  " + "  ".join(c[name].cell() for c in columns))
+        threads, shared = shapes.get(base(name), ("", ""))
+        cells = "  ".join(c[name].cell() for c in columns)
+        lines.append(f"{name:<{width}}  {threads:>7}  {shared:>6}  {cells}")
     return "\n".join(lines) + "\n"
 
 

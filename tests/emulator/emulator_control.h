@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace nf {
 namespace emulator {
@@ -18,6 +19,14 @@ struct Counters {
   int64_t launches = 0, blocks = 0, barriers = 0;
 };
 Counters& counters();
+
+// Every kernel launched so far: its name, its threads and the most shared memory it asked for.
+struct Shape {
+  std::string kernel;
+  int threads;
+  size_t shared_bytes;
+};
+std::vector<Shape> shapes();
 
 }  // namespace emulator
 }  // namespace nf

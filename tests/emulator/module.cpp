@@ -31,4 +31,13 @@ PYBIND11_MODULE(nfkernels_emulated, m) {
     d["barriers"] = c.barriers;
     return d;
   });
+  m.def(
+      "shapes",
+      [] {
+        pybind11::list found;
+        for (const auto& s : emulator::shapes())
+          found.append(pybind11::make_tuple(s.kernel, s.threads, s.shared_bytes));
+        return found;
+      },
+      "(name, threads, most bytes of shared memory) of every kernel launched so far.");
 }

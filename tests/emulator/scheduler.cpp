@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <random>
@@ -62,6 +63,7 @@ struct Run {
   Order order;
   std::mt19937_64 random{0};
   Counters counters;
+  std::map<const void*, std::pair<int, size_t>> shapes;  // of a kernel's launches: threads, most shared bytes
 };
 
 Run run_state;
@@ -392,6 +394,8 @@ void run(const void* kernel, int64_t blocks, int threads, size_t shared_bytes, B
     r.threads.back()->index = static_cast<unsigned>(r.threads.size() - 1);
   }
   ++r.counters.launches;
+  auto& shape = r.shapes[kernel];
+  shape = {threads, std::max(shape.second, shared_bytes)};
   std::vector<unsigned> turns;
   if (r.order.kind == Order::random) {
     turns.resize(blocks);
@@ -420,6 +424,13 @@ void set_order(const std::string& name, uint64_t seed) {
 }
 
 Counters& counters() { return run_state.counters; }
+
+std::vector<Shape> shapes() {
+  std::vector<Shape> found;
+  for (const auto& [kernel, shape] : run_state.shapes)
+    found.push_back({function_name(kernel), shape.first, shape.second});
+  return found;
+}
 
 }  // namespace emulator
 

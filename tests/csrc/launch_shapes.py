@@ -1,0 +1,61 @@
+"""Prints, as JSON, the threads and the shared memory of every kernel that a few typical calls launch, by running them
+in the emulator. `machine_code.py` puts them in its table."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+BUILD = Path(__file__).parents[1] / "emulator/build.py"
+
+
+def calls():
+    from nfkernels import ops
+
+    contiguous, last = torch.contiguous_format, torch.channels_last
+    for data, raw, raw_layout in [
+        (torch.float32, torch.float32, contiguous),
+        (torch.float32, torch.bfloat16, last),
+        (torch.float64, torch.float64, contiguous),
+        (torch.bfloat16, torch.bfloat16, contiguous),
+    ]:
+        for channels in (4, 12, 24, 48, 64, 96):
+            shape = (2, channels, 8, 8)
+            x = torch.randn(shape, dtype=data, requires_grad=True)
+            params = torch.randn(shape).to(raw).contiguous(memory_format=raw_layout).requires_grad_()
+            arithmetic = torch.promote_types(data, torch.float32)
+            weight = torch.linalg.qr(torch.randn(channels, channels, dtype=arithmetic))[0].requires_grad_()
+            yield ops.affine_coupling(x, params, identity="first")
+            yield ops.channel_mix(x, weight)
+            if channels <= 64:
+                yield ops.coupling_mix(x, params, weight, inverse_weight=weight.detach().t().contiguous())
+            both = torch.cat([params, params], 1)
+            yield ops.gaussian_log_density(x, both), ops.gaussian_log_density(x)
+        rows, raw_rows = (
+            torch.randn(64, 6, dtype=data, requires_grad=True),
+            torch.randn(64, 12).to(raw).requires_grad_(),
+        )
+        yield ops.affine_coupling(rows, raw_rows)
+        yield ops.dequantize(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ops.random_key(0), dtype=data)
+        yield ops.dequantize(torch.zeros(2, 3, 8, 8, dtype=data, requires_grad=True), ops.random_key(0), alpha=0.05)
+
+
+def main() -> None:
+    spec = importlib.util.spec_from_file_location("emulator_build", BUILD)
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    module = sys.modules["nfkernels._C"] = build.load("nfkernels_emulated")
+    for outputs in calls():
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        loss = sum(t.float().sum() for t in outputs)
+        if loss.requires_grad:
+            loss.backward()
+    json.dump(module.shapes(), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
