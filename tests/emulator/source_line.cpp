@@ -40,17 +40,19 @@ std::string function_name(const void* function) {
   const auto lines = look_up(reinterpret_cast<uintptr_t>(function));
   if (lines.empty()) return "(unknown)";
   std::string name = lines.front();
+  if (!name.empty() && name.back() == ')') {
+    int depth = 0;
+    size_t parameters = name.size();
+    do {
+      --parameters;
+      depth += name[parameters] == ')' ? 1 : name[parameters] == '(' ? -1 : 0;
+    } while (parameters > 0 && depth > 0);
+    name = name.substr(0, parameters);
+  }
   const std::string hidden = "(anonymous namespace)::";
-  const size_t prefix = name.rfind(hidden);
-  if (prefix != std::string::npos) name = name.substr(prefix + hidden.size());
-  if (name.empty() || name.back() != ')') return name;
-  int depth = 0;
-  size_t parameters = name.size();
-  do {
-    --parameters;
-    depth += name[parameters] == ')' ? 1 : name[parameters] == '(' ? -1 : 0;
-  } while (parameters > 0 && depth > 0);
-  return name.substr(0, parameters);
+  const size_t arguments = name.find('<');  // of a template: they may be hidden as well
+  const size_t prefix = name.rfind(hidden, arguments);
+  return prefix == std::string::npos ? name : name.substr(prefix + hidden.size());
 }
 
 std::string source_line(const void* return_address) {
