@@ -50,7 +50,7 @@ PyObject* why_unusable(PyObject*, PyObject* argument) {
   const long device = PyLong_AsLong(argument);
   if (device == -1 && PyErr_Occurred()) return nullptr;
   if (!nf::stream_getter()) return PyUnicode_FromString("this PyTorch does not tell its current CUDA stream");
-  const std::string why = nf::cuda::why_unusable(static_cast<int>(device));
+  const std::string why = nf::cuda::why_unusable(static_cast<int>(device), NF_CUDA_ARCHITECTURES);
   if (why.empty()) Py_RETURN_NONE;
   return PyUnicode_FromString(why.c_str());
 }

@@ -135,7 +135,8 @@ void mix_backward_double(const MixBackward& k, const Launch& on) {
   if (!task.need_dweight && !task.need_dbias) return;
   const int64_t places = ceil_div(task.channels, kSide);
   // A turn of fewer columns would cost more in partial sums than it makes.
-  const int64_t turns = at_most(ceil_div(task.count, 8 * kDepth), ceil_div(kMultiprocessors * 4, places * places));
+  const int64_t turns =
+      at_most(ceil_div(task.count, 8 * kDepth), at_least(kMultiprocessors * 4 / (places * places), 1));
   make_partials(task, turns, on);
   launch(outer, on, turns * places * places, kThreads, 2 * kSide * kRowPitch * sizeof(double), task,
          static_cast<int>(places));

@@ -87,6 +87,7 @@ void finish_partials(const MixBackward& k, const MixBackwardTask<T>& task, int64
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // channel_mix_tensor.cu
 void mix_forward_tensor(const MixForward& k, const Launch& on);

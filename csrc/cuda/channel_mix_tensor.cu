@@ -291,7 +291,7 @@ void backward_fused(const MixBackward& k, MixBackwardTask<float> task, int place
   using O = Outer<MC, kBackwardTile<MC>>;
   static_assert(4 * MC * tile_pitch(kBackwardTile<MC>) >= O::slices * MC * (MC + 8), "dW's sums take the tiles' place");
   const int stages = bytes(2) <= kSharedEverywhere ? 2 : 1;
-  const int64_t turns = at_most(tiles, ceil_div(kMultiprocessors * 2, places * places));
+  const int64_t turns = at_most(tiles, at_least(kMultiprocessors * 2 / (places * places), 1));
   make_partials(task, turns, on);
   launch(fused_backward<d, MC>, on, turns * places * places, kThreads, bytes(stages), task, places, stages);
   finish_partials(k, task, turns, on);

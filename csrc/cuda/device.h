@@ -52,6 +52,9 @@ struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack {
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
+
 #define NF_DEVICE __device__ __forceinline__
 
 // T* name: the block's dynamic shared memory, 16-byte aligned.
@@ -66,6 +69,27 @@ inline void check_cuda(cudaError_t status, const char* what) {
     throw std::runtime_error(std::string("nfkernels: ") + what + ": " + cudaGetErrorString(status));
 }
 
+// Above 48 KiB a kernel must have been allowed its shared memory: once for a device, all that a block can have there.
+// (The limit belongs to the kernel, not to a launch: another thread's smaller one would take this launch's away.)
+inline void allow_shared(const void* function, size_t shared_bytes) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, int> allowed;
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "no current device");
+  const std::lock_guard<std::mutex> lock(mutex);
+  int& limit = allowed[{function, device}];
+  if (limit == 0) {
+    int most = 0;
+    check_cuda(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "no such device");
+    check_cuda(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
+               "a kernel was not allowed its shared memory");
+    limit = most;
+  }
+  if (shared_bytes > static_cast<size_t>(limit))
+    throw std::runtime_error("nfkernels: a kernel needs " + std::to_string(shared_bytes) +
+                             " bytes of shared memory per block, this GPU has " + std::to_string(limit));
+}
+
 // Nothing is launched for 0 blocks. Arguments are converted to the kernel's parameters as in a call.
 template <class... P, class... A>
 void launch(void (*kernel)(P...), const Launch& on, int64_t blocks, int threads, size_t shared_bytes, A&&... args) {
@@ -73,10 +97,7 @@ void launch(void (*kernel)(P...), const Launch& on, int64_t blocks, int threads,
   if (blocks == 0) return;
   check_launch(blocks, threads, shared_bytes);
   const void* function = reinterpret_cast<const void*>(kernel);
-  if (shared_bytes > 48 * 1024)
-    check_cuda(
-        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
-        "this device does not have the shared memory that a kernel needs");
+  if (shared_bytes > 48 * 1024) allow_shared(function, shared_bytes);
   std::tuple<P...> values(std::forward<A>(args)...);
   std::apply(
       [&](auto&... value) {

@@ -6,39 +6,40 @@
 
 #include <array>
 #include <atomic>
-
-#include "usable.h"
+#include <sstream>
 
 namespace nf {
 namespace cuda {
-
-// Compiled for every architecture that the kernels are compiled for.
-__global__ void probe() {}
-
 namespace {
 
 std::string version(int v) { return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10); }
 
+// Machine code serves its own major version from its minor one on, PTX everything from its version on.
+bool serves(const std::string& image, int capability) {
+  const size_t digits = image.find('_') + 1;
+  const int built = std::stoi(image.substr(digits));
+  return image[0] == 's' ? built / 10 == capability / 10 && built <= capability : built <= capability;
+}
+
 }  // namespace
 
-std::string why_unusable(int device) {
-  int driver = 0, runtime = 0;
+std::string why_unusable(int device, const std::string& images) {
+  int driver = 0, runtime = 0, major = 0, minor = 0;
   cudaDriverGetVersion(&driver);
   cudaRuntimeGetVersion(&runtime);
   if (driver == 0) return "there is no NVIDIA driver";
   if (driver < runtime / 1000 * 1000)  // drivers serve every minor version of their major one
     return "the driver is for CUDA " + version(driver) + ", nfkernels._C_cuda was built with CUDA " + version(runtime);
-  int previous = 0;
-  cudaGetDevice(&previous);
-  cudaError_t error = cudaSetDevice(device);
-  cudaFuncAttributes attributes;
-  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, probe);
-  cudaGetLastError();  // the question must not haunt the next launch
-  cudaSetDevice(previous);
-  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction)
-    return "nfkernels._C_cuda has no image for this GPU's architecture; build it with TORCH_CUDA_ARCH_LIST set to it";
+  // Attributes need no context: asking about a GPU must not take memory on it.
+  cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   if (error != cudaSuccess) return std::string("CUDA says: ") + cudaGetErrorString(error);
-  return "";
+  std::stringstream list(images);
+  for (std::string image; std::getline(list, image, ',');)
+    if (serves(image, major * 10 + minor)) return "";
+  const std::string capability = std::to_string(major) + "." + std::to_string(minor);
+  return "nfkernels._C_cuda was built for " + images + " and this GPU is " + capability +
+         ": build it with TORCH_CUDA_ARCH_LIST=" + capability;
 }
 
 int multiprocessors(int device) {

@@ -6,9 +6,9 @@
 namespace nf {
 namespace cuda {
 
-// Why the kernels cannot run on a device (an old driver, no image for its architecture), as one sentence; empty if they
-// can.
-std::string why_unusable(int device);
+// Why the kernels cannot run on a device (an old driver, none of the images "sm_90,compute_80" fits it), as one
+// sentence; empty if they can.
+std::string why_unusable(int device, const std::string& images);
 
 int multiprocessors(int device);
 

@@ -151,6 +151,17 @@ NF_FN float atan_(float x) {
   return x < 0.0f ? -r : r;
 }
 
+// 1 / d for d in [1, 2]. On a GPU a division is a branch with a call behind it; this is two multiply-adds.
+NF_FN float reciprocal_1_2(float d) {
+#ifdef __CUDA_ARCH__
+  const float r = __fdividef(1.0f, d);
+  return fmaf(r, fmaf(-d, r, 1.0f), r);
+#else
+  return 1.0f / d;
+#endif
+}
+
+NF_FN double reciprocal_1_2(double d) { return 1.0 / d; }
 NF_FN double exp_(double x) { return std::exp(x); }
 NF_FN double exp_minus_abs(double x) { return std::exp(-std::fabs(x)); }
 NF_FN double log_(double x) { return std::log(x); }

@@ -60,10 +60,10 @@ NF_FN Scale<T> scale_of(T r, T g, T log_g, const MapConstants<T>& c) {
   } else if constexpr (kind == MapKind::tanh) {
     const T value = c.clamp * tanh_(a);
     const T u = exp_minus_abs(T(2) * a);
-    const T q = T(1) + u;
+    const T q = reciprocal_1_2(T(1) + u);
     out.log_s = k * value;
     out.s = exp_(out.log_s);
-    out.derivative = k * (c.clamp * (T(4) * u / (q * q))) * c.prescale;
+    out.derivative = k * (c.clamp * (T(4) * u * (q * q))) * c.prescale;
     out.by_gain = c.gain * value;
   } else if constexpr (kind == MapKind::atan) {
     const T value = c.clamp * atan_(a);
@@ -79,7 +79,7 @@ NF_FN Scale<T> scale_of(T r, T g, T log_g, const MapConstants<T>& c) {
     out.by_gain = c.gain * (a / q);
   } else if constexpr (kind == MapKind::sigmoid) {
     const T u = exp_minus_abs(a);
-    const T high = T(1) / (T(1) + u), low = u * high;
+    const T high = reciprocal_1_2(T(1) + u), low = u * high;
     const bool positive = a >= T(0);
     const T p = positive ? high : low, rest = positive ? low : high;  // sigmoid(a), sigmoid(-a)
     out.s = k * p + c.eps;
@@ -95,7 +95,7 @@ NF_FN Scale<T> scale_of(T r, T g, T log_g, const MapConstants<T>& c) {
   } else if constexpr (kind == MapKind::softplus) {
     const T u = exp_minus_abs(a);
     const T value = max_(a, T(0)) + log1p_unit(u);
-    const T p = (a >= T(0) ? T(1) : u) / (T(1) + u);
+    const T p = (a >= T(0) ? T(1) : u) * reciprocal_1_2(T(1) + u);
     const T free = k * value + c.eps;
     const bool inside = free <= c.clamp;
     if constexpr (plain) {

@@ -13,6 +13,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ Backend = Literal["reference", "triton", "native"]
 BACKENDS = ("reference", "triton", "native")
 
 _LIBRARY = torch.library.Library("nfkernels", "DEF")
+_SETTLING = threading.Lock()
 
 
 @dataclass
@@ -47,6 +49,9 @@ class Op:
     def on(self, backend: str | None, *args: Any) -> Any:
         """Calls one backend, None for whichever serves: a backward asks for the one that its forward ran on."""
         if backend is None:
+            # Before the stub is met: it must not vanish while another thread is inside it. A trace never meets it.
+            if not torch.compiler.is_compiling() and self.cuda_stub is not None and _is_on_cuda(args[0]):
+                settle_cuda()
             return self.overload(*args)
         return _forced_implementation(self, backend, args[0].device)(*args)
 
@@ -152,18 +157,26 @@ def _install_stub(op: Op, key: str = "CUDA") -> torch.library.Library:
     return stub
 
 
+def _is_on_cuda(x: torch.Tensor) -> bool:
+    return x.is_cuda and not isinstance(x, torch._subclasses.FakeTensor)
+
+
 def settle_cuda(key: str = "CUDA") -> None:
     """Replaces the stubs on the CUDA key by the best that this machine can run."""
-    backend, _state.cuda_reason = _cuda_choice()
-    stubs = [op for op in _state.ops.values() if op.cuda_stub is not None]
-    for op in stubs:
-        op.cuda_stub._destroy()
-        op.cuda_stub = None
-        op.cuda_serves = backend
-        if backend == "triton":
-            _LIBRARY.impl(op.name, triton_implementation(op.name), key)
-    if stubs and backend == "native":
-        importlib.import_module("nfkernels._C_cuda").register()
+    with _SETTLING:
+        stubs = [op for op in _state.ops.values() if op.cuda_stub is not None]
+        if not stubs:
+            return
+        backend, _state.cuda_reason = _cuda_choice()
+        for op in stubs:
+            op.cuda_stub._destroy()
+            if backend == "triton":
+                _LIBRARY.impl(op.name, triton_implementation(op.name), key)
+        if backend == "native":
+            importlib.import_module("nfkernels._C_cuda").register()
+        for op in stubs:  # only now: whoever sees no stub finds the kernel
+            op.cuda_serves = backend
+            op.cuda_stub = None
 
 
 def _cuda_choice() -> tuple[str, str]:

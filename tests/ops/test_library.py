@@ -190,6 +190,40 @@ def test_every_public_name_is_there():
         nfkernels.nonsense  # noqa: B018
 
 
+def test_threads_that_meet_the_stub_together():
+    """Eight threads make the first call at once; the queries before the choice are slow."""
+    done = python(
+        """
+import threading, time
+import nfkernels, torch
+from nfkernels.ops import _library as lib
+for op in lib._state.ops.values():
+    op.cuda_stub._destroy()
+    op.cuda_stub = lib._install_stub(op, "CPU")
+lib.settle_cuda.__defaults__ = ("CPU",)
+lib._is_on_cuda = lambda x: True
+choice = lib._cuda_choice
+lib._cuda_choice = lambda: (time.sleep(0.1), ("reference", "a test"))[1]
+together, wrong = threading.Barrier(8), []
+x, w = torch.randn(2, 3, 4), torch.randn(3, 3)
+want = torch.einsum("oc,bcp->bop", w, x)
+def call():
+    together.wait()
+    try:
+        if not torch.allclose(nfkernels.channel_mix(x, w), want, atol=1e-5):
+            wrong.append("another result")
+    except BaseException as error:
+        wrong.append(repr(error))
+threads = [threading.Thread(target=call) for _ in range(8)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+assert not wrong, wrong
+assert all(op.cuda_stub is None for op in lib._state.ops.values())
+"""
+    )
+    assert done.returncode == 0, done.stderr
+
+
 FAKE_CUDA = """
     import sys, types
     import nfkernels, torch
