@@ -23,9 +23,19 @@ from pathlib import Path
 TABLE = Path(__file__).parents[2] / "csrc/cuda/resources.txt"
 IN_TABLE = ("sm_80", "sm_90")
 # Names (patterns) of the kernels that must load and store 16 bytes at a time.
-HOT: list[str] = [r"dequantize: dequantize::\w+_runs<.*>", r"gaussian_log_density: gaussian::run_backward<.*, [248]>"]
+HOT: list[str] = [
+    r"affine_coupling: (forward|backward)_lines<.*, [248](, \w+)?>",
+    r"affine_coupling: (forward|backward)_staged<.*>",
+    r"channel_mix: few_(forward|backward)<.*>",
+    r"channel_mix_tensor: (fused_forward|fused_backward|wide_product)<.*>",
+    r"channel_mix_double: product",
+    r"coupling_mix: mix_forward<.*>",
+    r"coupling_mix_backward: mix_backward<.*>",
+    r"dequantize: dequantize::\w+_runs<.*>",
+    r"gaussian::run_backward<.*, [248]>",
+]
 # Those that must load so, and write one number for each sample or block.
-HOT_READERS: list[str] = [r"gaussian_log_density: gaussian::run_forward<.*, [248]>"]
+HOT_READERS: list[str] = [r"gaussian::run_forward<.*, [248]>"]
 
 
 @dataclass
@@ -81,7 +91,7 @@ def kernels(architecture: str) -> dict[str, Kernel]:
     named = {}
     for symbol, name, kernel in zip(found, names, found.values(), strict=True):
         file = re.search(r"_GLOBAL__N__[0-9a-f]{8}_\d+_(\w+?)_cu_", symbol)
-        key = f"{file.group(1) if file else 'usable'}: {readable(name)}"
+        key = f"{file[1]}: {readable(name)}" if file else readable(name)  # a file's own kernels, or visible ones
         assert key not in named, f"two kernels are called {key}"
         named[key] = kernel
     return dict(sorted(named.items()))

@@ -56,7 +56,7 @@ def table() -> str:
     return "\n".join(
         [
             "# What Triton makes of typical launches: a thread's registers, the bytes of shared memory, the bytes of",
-            "# stack (ptxas may park an address or two; a spill is more), 16-byte accesses to global memory in the code.",
+            "# stack (ptxas may park an address or two; a spill is more), 16-byte global accesses in the code.",
             f"# Made by Triton {triton.__version__}; rewrite with: python tests/triton/resources.py --write",
             f"{'':<{width}}  " + "  ".join(f"{target:<24}" for target in TARGETS).rstrip(),
             f"{'case: kernel':<{width}}  " + "  ".join("regs  shared stack  wide" for _ in TARGETS),
