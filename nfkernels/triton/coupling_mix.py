@@ -47,11 +47,10 @@ def plan(channels: int, dtype: torch.dtype, generation: int, backward: bool) -> 
     precision = "tf32x3" if tensor_cores else "ieee"
     if dtype == torch.float64:
         return Plan(False, precision, 16, 4)
-    if backward:
-        return Plan(False, precision, 32 if block == 32 else 16, 4)
-    # Where dots take both operands from registers (before Hopper, and GeForce Blackwell), half a tile of 64 channels.
-    from_registers = tensor_cores and generation not in (9, 10)
-    return Plan(False, precision, 32 if block == 64 and from_registers else 64, 4)
+    # Small enough that no layout and no option spills; not chosen by time yet.
+    if tensor_cores and block == 32:
+        return Plan(False, precision, 32 if backward else 64, 4)
+    return Plan(False, precision, 16 if backward or block == 64 else 32, 4)
 
 
 def _is_too_wide(x: Tensor) -> bool:
