@@ -14,8 +14,6 @@ constexpr int64_t kFewChannels = 24;
 constexpr int64_t kFusedChannels = 64;
 // What a block may have on every architecture from sm_80 on.
 constexpr int64_t kSharedEverywhere = 99 * 1024;
-// Partial sums are cut for this many multiprocessors (a Hopper's), whatever GPU runs: the same bits on all of them.
-constexpr int64_t kMultiprocessors = 132;
 
 template <typename T>
 struct MixForwardTask {
@@ -80,9 +78,7 @@ void make_partials(MixBackwardTask<T>& task, int64_t partials, const Launch& on)
 
 template <typename T>
 void finish_partials(const MixBackward& k, const MixBackwardTask<T>& task, int64_t partials, const Launch& on) {
-  const int64_t square = k.channels * k.channels, stride = square + k.channels;
-  sum_partials<T>(on, task.partial, partials, stride, square, k.dweight);
-  sum_partials<T>(on, partials ? task.partial + square : nullptr, partials, stride, k.channels, k.dbias);
+  sum_partials<T>(on, task.partial, partials, {k.dweight, k.channels * k.channels}, {k.dbias, k.channels});
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -283,16 +283,19 @@ void backward(const Coupling& coupling, const CouplingMixBackward& io, const Lau
   job.need_dweight = io.dweight != nullptr;
   job.need_dbias = io.dbias != nullptr;
   job.tiles = ceil_div(job.k.columns, N);
-  job.chunks = job.tiles < 512 ? job.tiles : job.tiles < 4096 ? 512 : job.tiles < 16384 ? job.tiles / 8 : 2048;
+  // A chunk's sums take C * C values and more: for many channels there are no more chunks than two to a multiprocessor.
+  if (channels >= kTensorChannels)
+    job.chunks = job.tiles < 2 * kMultiprocessors ? job.tiles : 2 * kMultiprocessors;
+  else
+    job.chunks = job.tiles < 512 ? job.tiles : job.tiles < 4096 ? 512 : job.tiles < 16384 ? job.tiles / 8 : 2048;
   const int64_t square = coupling.channels * coupling.channels,
                 size = square + coupling.channels + coupling.transformed;
   job.partial_size = size;
   job.partial = static_cast<T*>(on.scratch(job.chunks * size * sizeof(T)));
   if (coupling.channels > 0)
     launch(mix_backward<N, how, T>, on, job.chunks, kMixThreads, backward_shared<N, how>(job.k), job);
-  sum_partials<T>(on, job.partial, job.chunks, size, square, io.dweight);
-  sum_partials<T>(on, job.partial + square, job.chunks, size, coupling.channels, io.dbias);
-  sum_partials<T>(on, job.partial + square + coupling.channels, job.chunks, size, coupling.transformed, io.dgain);
+  sum_partials<T>(on, job.partial, job.chunks, {io.dweight, square}, {io.dbias, coupling.channels},
+                  {io.dgain, coupling.transformed});
 }
 
 }  // namespace

@@ -202,30 +202,79 @@ NF_DEVICE void store_tile(const TileView& v, const TilePlace& at, int64_t channe
                        });
 }
 
-// out[i] = sum of partial[g][i] over g in a fixed order, for i < n; zeros where there are no partials. Call through
-// sum_partials below.
+// --- second stages: partial sums [partials][columns] in a fixed order ------------------------------------------------
+
+// Partial sums are cut for this many multiprocessors (a Hopper's), whatever GPU runs: the same bits on all of them.
+constexpr int64_t kMultiprocessors = 132;
+
+// Some of the partial sums' columns, and the array their sums go to: null where nobody asks for them.
+struct SumsTo {
+  void* out;
+  int64_t columns;
+};
+
 template <typename T>
-__global__ void sum_partials_kernel(const T* partial, int64_t partials, int64_t stride, int64_t n, T* out) {
-  NF_SHARED(T, sums);  // [8][32]
-  const int64_t i = blockIdx.x * int64_t{32} + lane();
+struct SumParts {
+  T* out[3];
+  int64_t first[3], columns[3];  // in the partial sums
+};
+
+constexpr int kMostSumThreads = 1024;
+
+// 32 columns to a block, every so many partials to a warp. Call through sum_partials below.
+template <typename T>
+__global__ __launch_bounds__(kMostSumThreads) void sum_partials_kernel(const T* partial, int64_t partials,
+                                                                       int64_t stride, SumParts<T> to) {
+  constexpr int ahead = 8;  // loads in flight
+  NF_SHARED(T, sums);       // [warps][32]
+  const int warps = static_cast<int>(blockDim.x) / 32;
+  int64_t i = blockIdx.x * int64_t{32} + lane(), column = 0;
+  T* out = nullptr;
+#pragma unroll
+  for (int part = 0; part < 3; ++part) {
+    if (i >= 0 && i < to.columns[part]) {
+      out = to.out[part] + i;
+      column = to.first[part] + i;
+    }
+    i -= to.columns[part];
+  }
   T sum = 0;
-  if (i < n) {
-#pragma unroll 4
-    for (int64_t g = warp(); g < partials; g += 8) sum += partial[g * stride + i];
+  if (out) {
+#pragma unroll 1
+    for (int64_t g = warp(); g < partials; g += ahead * warps) {
+      T values[ahead];
+#pragma unroll
+      for (int u = 0; u < ahead; ++u)
+        values[u] = g + u * warps < partials ? partial[(g + u * warps) * stride + column] : T(0);
+#pragma unroll
+      for (int u = 0; u < ahead; ++u) sum += values[u];
+    }
   }
   sums[threadIdx.x] = sum;
   sync_block();
-  if (warp() == 0 && i < n) {
-    for (int w = 1; w < 8; ++w) sum += sums[w * 32 + lane()];
-    out[i] = sum;
+  if (warp() == 0 && out) {
+#pragma unroll 8
+    for (int w = 1; w < warps; ++w) sum += sums[w * 32 + lane()];
+    *out = sum;
   }
 }
 
+// Sums over the partials, of all columns in one launch: the parts' columns lie one behind the other. Zeros where there
+// are no partials.
 template <typename T>
-void sum_partials(const Launch& on, const T* partial, int64_t partials, int64_t stride, int64_t n, void* out) {
-  if (out)
-    launch(sum_partials_kernel<T>, on, (n + 31) / 32, 256, 256 * sizeof(T), partial, partials, stride, n,
-           static_cast<T*>(out));
+void sum_partials(const Launch& on, const T* partial, int64_t partials, SumsTo a, SumsTo b, SumsTo c = {nullptr, 0}) {
+  const SumsTo parts[] = {a, b, c};
+  SumParts<T> to;
+  int64_t stride = 0, wanted = 0;
+  for (int part = 0; part < 3; ++part) {
+    to.out[part] = static_cast<T*>(parts[part].out);
+    to.first[part] = stride;
+    to.columns[part] = parts[part].out ? parts[part].columns : 0;
+    stride += parts[part].columns;
+    wanted += to.columns[part];
+  }
+  const int threads = partials > 64 ? kMostSumThreads : 256;
+  launch(sum_partials_kernel<T>, on, (wanted + 31) / 32, threads, threads * sizeof(T), partial, partials, stride, to);
 }
 
 }  // namespace nf
