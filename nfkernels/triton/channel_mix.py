@@ -225,9 +225,9 @@ def plan(channels: int, dtype: torch.dtype, generation: int) -> Plan:
     # Above 128 channels, blocks of whichever size pads less.
     block_j = 64 if block > 128 and 64 * tiles.divide_up(channels, 64) % 128 else min(block, 128)
     block_c = min(block, FUSED_CHANNELS)
-    # IEEE dots unroll over their inner axis in registers, and before Hopper both operands of a 3xTF32 dot sit there:
-    # 32 at a time would spill.
-    block_m_backward = 32 if tensor_cores and (generation > 8 or block_c == 32) else 16
+    # IEEE dots unroll over their inner axis in registers, and outside Hopper and data-centre Blackwell both operands of
+    # a 3xTF32 dot sit there: 32 at a time would spill.
+    block_m_backward = 32 if tensor_cores and (generation in (9, 10) or block_c == 32) else 16
     return Plan(
         False, precision, block_j, 32 if tensor_cores else 16, 64, 8 if block_j > 64 else 4,
         block_c, block_m_backward, 8 if block_c > 32 else 4,

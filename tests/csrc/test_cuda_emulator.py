@@ -28,7 +28,7 @@ ORDERS = [("forward", 0), ("reverse", 0), ("random", 1), ("random", 2)]
 # --- the op tests ----------------------------------------------------------------------------------------------------
 
 
-def run_op_tests(*options, env=None):
+def run_op_tests(*options, files=OP_TESTS, env=None):
     done = subprocess.run(
         [
             sys.executable,
@@ -41,7 +41,7 @@ def run_op_tests(*options, env=None):
             "-k",
             KEEP,
             *options,
-            *map(str, OP_TESTS),
+            *map(str, files),
         ],
         env=os.environ | (env or {}),
         capture_output=True,
@@ -57,9 +57,9 @@ def test_ops_in_thread_order(order):
     run_op_tests("--cuda-emulator=plain", f"--thread-order={order}")
 
 
-@pytest.mark.skipif(not OP_TESTS, reason="there are no CUDA kernels")
-def test_ops_under_the_sanitizers():
-    run_op_tests("--cuda-emulator=asan", env=emulator.sanitizer_environment())
+@pytest.mark.parametrize("path", OP_TESTS, ids=lambda path: path.stem)
+def test_ops_under_the_sanitizers(path):
+    run_op_tests("--cuda-emulator=asan", files=[path], env=emulator.sanitizer_environment())
 
 
 # --- primitives ------------------------------------------------------------------------------------------------------
