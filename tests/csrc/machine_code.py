@@ -137,7 +137,7 @@ def table() -> str:
     lines = [
         "# Every CUDA kernel: threads of a block and the most shared memory that the calls in",
         "# tests/csrc/launch_shapes.py ask for (nothing where none launches it); on each architecture a thread's",
-        "# registers, and how many 16-byte accesses to global memory its code has. Stack and spills are 0 throughout",
+        "# registers, and how many 16-byte accesses to global memory its code has. Stack and spills are 0 on both",
         "# (tests/csrc/test_machine_code.py).",
         f"# Made by {compiler()}; rewrite with: python tests/csrc/machine_code.py --write",
         f"{'kernel':<{width}}  threads  shared  " + "  ".join(f"{a:>9}" for a in IN_TABLE),
