@@ -1,0 +1,10 @@
+"""Every layer, in the forms worth testing. A new layer is tested by being listed in one of the modules here."""
+
+from __future__ import annotations
+
+from . import flows
+from .case import Case
+
+CASES = [case for module in (flows,) for case in module.CASES]
+
+__all__ = ["CASES", "Case"]
