@@ -11,7 +11,9 @@ from .flow import Flow
 from .glow_steps import GlowSteps
 from .image_flow import ImageFlow
 from .invertible_conv import InvertibleConv1x1
+from .linear import BlockDiagonalLinear, DiagonalLinear, FullLinear, TriangularLinear
 from .multi_scale import MultiScale
+from .orthogonal import HouseholderOrthogonal, QRLinear
 from .serialize import CheckpointError, load, save
 from .split_prior import DiagonalPrior, SplitPrior
 from .squeeze import Squeeze
@@ -25,23 +27,29 @@ __all__ = [
     "AffineTransform",
     "Base",
     "Bijection",
+    "BlockDiagonalLinear",
     "Chain",
     "CheckReport",
     "CheckpointError",
     "ConvConditioner",
     "Coupling",
+    "DiagonalLinear",
     "DiagonalNormal",
     "DiagonalPrior",
     "Flow",
+    "FullLinear",
     "GlowSteps",
+    "HouseholderOrthogonal",
     "ImageFlow",
     "Inverse",
     "InvertibleConv1x1",
     "MultiScale",
+    "QRLinear",
     "SplitPrior",
     "Squeeze",
     "StandardNormal",
     "Standardize",
+    "TriangularLinear",
     "Uniform",
     "load",
     "register",

@@ -25,7 +25,8 @@ from .conv_net import (
     network_dtype,
     uniform_init,
 )
-from .invertible_conv import plu, plu_inverse, plu_matrix, random_rotations, signed_diagonal
+from .invertible_conv import plu, plu_inverse, plu_matrix, signed_diagonal
+from .linear_bijection import random_rotations
 
 
 class GlowSteps(StartsFromData):

@@ -1,98 +1,140 @@
-"""The invertible 1x1 convolution: a learned mixing of channels, kept factored or whole."""
+"""The invertible 1x1 convolution: a learned mixing of channels, factored or whole, of all channels or in groups."""
 
 from __future__ import annotations
 
-import contextlib
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..ops import channel_mix
-from ..reference.affine_coupling import compute_dtype
-from .bijection import Bijection, check_channels, positions, reads_values
+from .cache import cached
+from .linear_bijection import (
+    LinearBijection,
+    block_product,
+    checked_log_abs_det,
+    checked_log_scale,
+    exact_dtype,
+    inverse_of,
+    no_autocast,
+    random_rotations,
+)
+from .orthogonal import reflection_factors, rotation
+
+Parametrization = Literal["plu", "full", "qr"]
 
 
-class InvertibleConv1x1(Bijection):
+class InvertibleConv1x1(LinearBijection):
     """``y[b, :, p] = W x[b, :, p]`` on ``x [B, C, *spatial]``; logdet ``P * log|det W|``. Starts as a random rotation.
 
     Args:
         channels: C.
         parametrization: ``"plu"``: ``W = P (L + I) (U + diag(sign * exp(log_s)))``, whose log-determinant is the sum
-            of ``log_s`` and whose inverse is two triangular solves; ``"full"``: W itself, O(C^3) for both.
+            of ``log_s`` and whose inverse is two triangular solves; ``"qr"``: ``W = Q R``, Q of C reflections, R upper
+            triangular with the diagonal ``exp(log_s)``; ``"full"``: W itself.
+        groups: W is block diagonal, a matrix of C/groups for each run of C/groups channels.
+        shared: the groups share one matrix (Glow-TTS).
 
-    Raises ``ValueError`` on the CPU if W is singular (on CUDA the result is not finite: no forward waits for it).
+    Raises ``ValueError`` if groups does not divide C, and on the CPU if W is singular (on CUDA the result is not
+    finite: no forward waits for it).
 
-    The small matrix work is done in float64 where the device has it (never in TF32), the mixing in float32. Cost:
-    O(C^2) per position and O(C^3) once. Reference: Kingma & Dhariwal 2018 (Glow), section 3.2, eq. 10-11.
+    The small matrix work is done in float64 where the device has it (never in TF32), the mixing in float32. Cost, with
+    c = C/groups: O(c C) per position; once O(c^2 C) for W or its inverse, and for the log-determinant O(C) factored,
+    O(c^2 C) full. Without gradients on the CPU the inverse is kept until a parameter changes. Reference: Kingma &
+    Dhariwal 2018 (Glow), section 3.2, eq. 10-11; QR: Hoogeboom et al. 2019, section 4.1.
     """
 
-    uses_context = False
-
-    def __init__(self, channels: int, parametrization: Literal["plu", "full"] = "plu") -> None:
-        super().__init__()
-        self.channels, self.parametrization = channels, parametrization
-        rotation = random_rotations(1, channels)
+    def __init__(
+        self, channels: int, parametrization: Parametrization = "plu", *, groups: int = 1, shared: bool = False
+    ) -> None:
+        super().__init__(channels, bias=False)
+        if parametrization not in get_args(Parametrization):
+            raise ValueError(f"unknown parametrization {parametrization!r}: expected 'plu', 'full' or 'qr'")
+        if groups < 1 or channels % groups:
+            raise ValueError(f"InvertibleConv1x1 of {channels} channels needs groups that divide them, got {groups}")
+        self.channels, self.parametrization, self.groups, self.shared = channels, parametrization, groups, shared
+        count, size = (1 if shared else groups), channels // groups
+        # One matrix has no axis of groups.
+        self._one = count == 1
+        rotations = random_rotations(count, size)
         if parametrization == "full":
-            self.weight = nn.Parameter(rotation[0])
-        elif parametrization == "plu":
-            permutation, lower, upper, log_s, sign_s = (v[0] for v in plu(rotation))
-            self.lower, self.upper, self.log_s = nn.Parameter(lower), nn.Parameter(upper), nn.Parameter(log_s)
-            self.register_buffer("permutation", permutation)
-            self.register_buffer("sign_s", sign_s)
+            self.weight = self._parameter(rotations)
+        elif parametrization == "qr":
+            self.vectors = self._parameter(torch.randn(count, size, size))
+            self.upper, self.log_s = (self._parameter(torch.zeros(count, *n)) for n in ((size, size), (size,)))
         else:
-            raise ValueError(f"unknown parametrization {parametrization!r}: expected 'plu' or 'full'")
+            permutation, lower, upper, log_s, sign_s = plu(rotations)
+            self.lower, self.upper, self.log_s = map(self._parameter, (lower, upper, log_s))
+            self.register_buffer("permutation", permutation[0] if self._one else permutation)
+            self.register_buffer("sign_s", sign_s[0] if self._one else sign_s)
 
-    def forward(self, x, context=None, *, lengths=None):
-        check_channels(x, self.channels, "InvertibleConv1x1")
-        weight, logdet = self._matrix()
-        return channel_mix(x, weight.to(compute_dtype(x))), self._total(logdet, x, lengths)
+    def _parameter(self, v: Tensor) -> nn.Parameter:
+        return nn.Parameter(v[0] if self._one else v)
 
-    def inverse(self, z, context=None, *, lengths=None):
-        check_channels(z, self.channels, "InvertibleConv1x1")
-        if self.parametrization == "plu":
-            inverse = plu_inverse(self.permutation[None], self.lower[None], *self._upper())[0]
-            logdet = self.log_s.sum()
-        else:
-            weight, logdet = self._matrix()
-            identity = torch.eye(self.channels, dtype=weight.dtype, device=weight.device)
-            inverse = torch.linalg.solve_ex(weight, identity)[0]
-        return channel_mix(z, inverse.to(compute_dtype(z))), -self._total(logdet, z, lengths)
+    def multiply(self, x):
+        return self._mix(x, self.matrices())
 
-    def _upper(self) -> tuple[Tensor, Tensor]:
-        return self.upper[None], signed_diagonal(self.log_s[None], self.sign_s[None], "InvertibleConv1x1")
+    def solve(self, y):
+        return self._mix(y, cached(self, None, (*self.parameters(), *self.buffers()), self.inverses))
 
-    def _matrix(self) -> tuple[Tensor, Tensor]:
-        if self.parametrization == "plu":
-            return plu_matrix(self.permutation[None], self.lower[None], *self._upper())[0], self.log_s.sum()
-        weight = self.weight.to(exact_dtype(self.weight))
-        logdet = torch.linalg.slogdet(weight).logabsdet
-        if reads_values(weight) and not torch.isfinite(logdet):
-            raise ValueError("the matrix of this InvertibleConv1x1 is singular: it has no inverse")
-        return weight, logdet
+    def matrices(self) -> Tensor:
+        """W, ``[C, C]``, or the groups', ``[G, c, c]``."""
+        if self.parametrization == "full":
+            return self.weight.to(exact_dtype(self.weight))
+        if self.parametrization == "qr":
+            return rotation(*reflection_factors(self.vectors, "InvertibleConv1x1")) @ self._triangle()
+        return plu_matrix(self.permutation, self.lower, self.upper, self._diagonal())
 
-    def _total(self, logdet: Tensor, x: Tensor, lengths: Tensor | None) -> Tensor:
-        return (logdet.to(compute_dtype(x)) * positions(x, lengths)).expand(x.shape[0])
+    def inverses(self) -> Tensor:
+        """Their inverses, by substitution where they are factored."""
+        if self.parametrization == "full":
+            return inverse_of(self.matrices())
+        if self.parametrization == "qr":
+            transpose = rotation(*reflection_factors(self.vectors, "InvertibleConv1x1")).mT
+            with no_autocast(transpose.device.type):
+                return torch.linalg.solve_triangular(self._triangle(), transpose, upper=True)
+        return plu_inverse(self.permutation, self.lower, self.upper, self._diagonal())
+
+    def log_abs_det_matrix(self):
+        repeats = self.groups if self.shared else 1
+        if self.parametrization != "full":
+            return repeats * checked_log_scale(self.log_s, "InvertibleConv1x1").to(exact_dtype(self.log_s)).sum()
+        logdet = torch.linalg.slogdet(self.matrices()).logabsdet
+        return repeats * checked_log_abs_det(logdet, "InvertibleConv1x1").sum()
+
+    def matrix(self):
+        matrices = self.matrices()
+        if self.groups == 1:
+            return matrices
+        return torch.block_diag(*(matrices.expand(self.groups, -1, -1) if self._one else matrices))
+
+    @torch.no_grad()
+    def condition_number(self, shape=None):
+        values = torch.linalg.svdvals(self.matrices().double())
+        return (values.max() / values.min()).item()
+
+    def _mix(self, x: Tensor, matrices: Tensor) -> Tensor:
+        if not self._one:
+            return block_product(x, matrices).to(x.dtype)
+        if self.groups == 1:
+            return channel_mix(x, matrices)
+        split = x.reshape(x.shape[0] * self.groups, self.channels // self.groups, *x.shape[2:])
+        return channel_mix(split, matrices).reshape(x.shape)
+
+    def _diagonal(self) -> Tensor:
+        return signed_diagonal(self.log_s, self.sign_s, "InvertibleConv1x1")
+
+    def _triangle(self) -> Tensor:
+        log_s = checked_log_scale(self.log_s, "InvertibleConv1x1")
+        dtype = exact_dtype(log_s)
+        return self.upper.to(dtype).triu(1) + torch.diag_embed(torch.exp(log_s.to(dtype)))
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, parametrization={self.parametrization!r}"
+        grouped = f", groups={self.groups}, shared={self.shared}" if self.groups > 1 else ""
+        return f"{self.channels}, parametrization={self.parametrization!r}{grouped}"
 
 
 # --- batched matrix work, shared with GlowSteps -----------------------------------------------------------------------
-
-
-def exact_dtype(w: Tensor) -> torch.dtype:
-    """float64 where the device has it: no TF32, and an inverse that matches its matrix to float32's last digit."""
-    return torch.float32 if w.device.type == "mps" else torch.float64
-
-
-def no_autocast(device_type: str) -> contextlib.AbstractContextManager:
-    """Data maths keeps its precision; meta tensors, which only carry shapes, have no autocast to turn off."""
-    return contextlib.nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
-
-
-def random_rotations(count: int, channels: int) -> Tensor:
-    return torch.linalg.qr(torch.randn(count, channels, channels))[0]
 
 
 def plu(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -103,19 +145,16 @@ def plu(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 
 def signed_diagonal(log_s: Tensor, sign_s: Tensor, layer: str) -> Tensor:
-    """The diagonal of U, ``[K, C]``; a zero or overflowing entry is told on the CPU."""
-    log_s = log_s.to(exact_dtype(log_s))
-    if reads_values(log_s) and log_s.numel() and not bool(log_s.detach().abs().max() < 80):
-        raise ValueError(f"a matrix of this {layer} is singular: log_s reached {log_s.detach().abs().max():.3g}")
-    return sign_s * torch.exp(log_s)
+    """The diagonal of U; a zero or overflowing entry is told on the CPU."""
+    return sign_s * torch.exp(checked_log_scale(log_s, layer).to(exact_dtype(log_s)))
 
 
 def plu_matrix(permutation: Tensor, lower: Tensor, upper: Tensor, diagonal: Tensor) -> Tensor:
-    """``P (L + I) (U + diag)``, ``[K, C, C]``, in :func:`exact_dtype`, all K in a handful of launches."""
+    """``P (L + I) (U + diag)`` in :func:`exact_dtype`, of all matrices in a handful of launches."""
     dtype = diagonal.dtype
     with no_autocast(lower.device.type):
         upper = torch.diag_embed(diagonal) + upper.triu(1)
-        return torch.bmm(permutation.to(dtype), torch.baddbmm(upper, lower.tril(-1).to(dtype), upper))
+        return permutation.to(dtype) @ (upper + lower.tril(-1).to(dtype) @ upper)
 
 
 def plu_inverse(permutation: Tensor, lower: Tensor, upper: Tensor, diagonal: Tensor) -> Tensor:

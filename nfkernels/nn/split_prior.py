@@ -9,7 +9,7 @@ from ..ops import ScaleMap, affine_coupling
 from ..reference.affine_coupling import compute_dtype
 from .bijection import Bijection, check_channels, positions, valid_mask
 from .conv_net import check_context, check_network, check_precision, fold_log_scale, network_dtype
-from .invertible_conv import no_autocast
+from .linear_bijection import no_autocast
 
 _EXP = ScaleMap.exp()
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import flows
+from . import flows, linear
 from .case import Case
 
-CASES = [case for module in (flows,) for case in module.CASES]
+CASES = [case for module in (flows, linear) for case in module.CASES]
 
 __all__ = ["CASES", "Case"]

@@ -32,12 +32,6 @@ CASES = [
     Case("actnorm-tabular", lambda: N.ActNorm(3), (4, 3)),
     Case("actnorm-one-channel", lambda: N.ActNorm(1), (2, 1, 3)),
     Case("actnorm-lengths", lambda: N.ActNorm(3), (3, 3, 4), lengths=(4, 2, 0)),
-    Case("conv1x1-plu", lambda: N.InvertibleConv1x1(5), (2, 5, 2, 3)),
-    Case("conv1x1-full", lambda: N.InvertibleConv1x1(4, "full"), (2, 4, 3)),
-    Case("conv1x1-tabular", lambda: N.InvertibleConv1x1(3), (4, 3)),
-    Case("conv1x1-one-channel", lambda: N.InvertibleConv1x1(1), (2, 1, 2, 2)),
-    Case("conv1x1-one-pixel-full", lambda: N.InvertibleConv1x1(3, "full"), (2, 3, 1, 1)),
-    Case("conv1x1-lengths", lambda: N.InvertibleConv1x1(3), (3, 3, 4), lengths=(1, 4, 3)),
     Case("affine-mlp", lambda: N.AffineCoupling(N.MLP(3, 6, 4)), (3, 5)),
     Case("affine-second", lambda: N.AffineCoupling(N.MLP(2, 6, 6), identity="second", order="shift_first"), (3, 5)),
     Case(
