@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         coupling_mix,
         dequantize,
         gaussian_log_density,
+        lu_linear,
         use_backend,
     )
 
@@ -35,6 +36,7 @@ _HOMES = {
     "dequantize": "ops",
     "gaussian_log_density": "ops",
     "load": "nn",
+    "lu_linear": "ops",
     "use_backend": "ops",
 }
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "dequantize",
     "gaussian_log_density",
     "load",
+    "lu_linear",
     "models",
     "nn",
     "ops",
