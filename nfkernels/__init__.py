@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         coupling_mix,
         dequantize,
         gaussian_log_density,
+        lu_compose,
         lu_linear,
         use_backend,
     )
@@ -36,6 +37,7 @@ _HOMES = {
     "dequantize": "ops",
     "gaussian_log_density": "ops",
     "load": "nn",
+    "lu_compose": "ops",
     "lu_linear": "ops",
     "use_backend": "ops",
 }
@@ -49,6 +51,7 @@ __all__ = [
     "dequantize",
     "gaussian_log_density",
     "load",
+    "lu_compose",
     "lu_linear",
     "models",
     "nn",

@@ -12,6 +12,7 @@ from .glow_steps import GlowSteps
 from .image_flow import ImageFlow
 from .invertible_conv import InvertibleConv1x1
 from .linear import BlockDiagonalLinear, DiagonalLinear, FullLinear, TriangularLinear
+from .lu_linear import LULinear
 from .multi_scale import MultiScale
 from .orthogonal import HouseholderOrthogonal, QRLinear
 from .serialize import CheckpointError, load, save
@@ -43,6 +44,7 @@ __all__ = [
     "ImageFlow",
     "Inverse",
     "InvertibleConv1x1",
+    "LULinear",
     "MultiScale",
     "QRLinear",
     "SplitPrior",

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import ScaleMap, affine_coupling, channel_mix
+from ..ops import ScaleMap, affine_coupling, channel_mix, lu_compose
 from ..ops.affine_coupling import OrderName, _choice
+from ..ops.lu_compose import LUMatrices
 from ..reference.affine_coupling import Order, compute_dtype
 from .actnorm import StartsFromData, whitening
 from .bijection import check_channels, refuse_lengths
@@ -25,8 +26,8 @@ from .conv_net import (
     network_dtype,
     uniform_init,
 )
-from .invertible_conv import plu, plu_inverse, plu_matrix, signed_diagonal
-from .linear_bijection import random_rotations
+from .invertible_conv import plu
+from .linear_bijection import checked_log_scale, random_rotations
 
 
 class GlowSteps(StartsFromData):
@@ -105,54 +106,53 @@ class GlowSteps(StartsFromData):
         refuse_lengths(lengths, "GlowSteps")
         self.start_if_due(x, context, lengths)
         dtype = compute_dtype(x)
-        matrices = self._matrices()
+        made = self._composed(dtype, inverse=False)
         # y = W (e^s x + b) = (W e^s) x + W b; sums and not products, which TF32 would round.
-        mixing = matrices * torch.exp(self.log_scale.to(matrices.dtype))[:, None]
-        shift = (matrices * self.bias[:, None]).sum(2)
+        mixing = made.weight * torch.exp(self.log_scale.to(dtype))[:, None]
+        shift = (made.weight * self.bias[:, None]).sum(2)
         logdet = None
         networks = self._networks(x, context)
-        for weight, bias, network in zip(mixing.to(dtype).unbind(0), shift.to(dtype).unbind(0), networks, strict=True):
+        for weight, bias, network in zip(mixing.unbind(0), shift.unbind(0), networks, strict=True):
             x = channel_mix(x, weight, bias)
             x, logdet = self._couple(x, network, logdet, False)
-        return x, logdet + self._constant(x)
+        return x, logdet + self._constant(made, x)
 
     def inverse(self, z, context=None, *, lengths=None):
         check_channels(z, self.channels, "GlowSteps", least=4)
         refuse_lengths(lengths, "GlowSteps")
         dtype = compute_dtype(z)
-        diagonal = signed_diagonal(self.log_s, self.sign_s, "GlowSteps")
-        unscale = torch.exp(-self.log_scale.to(diagonal.dtype))
-        mixing = unscale[..., None] * plu_inverse(self.permutation, self.lower, self.upper, diagonal)
-        weights, biases = mixing.to(dtype).unbind(0), (-self.bias * unscale).to(dtype).unbind(0)
+        made = self._composed(dtype, weight=False)
+        unscale = torch.exp(-self.log_scale.to(dtype))
+        weights, biases = (unscale[..., None] * made.inverse).unbind(0), (-self.bias * unscale).unbind(0)
         logdet = None
         for k, network in reversed(list(enumerate(self._networks(z, context)))):
             z, logdet = self._couple(z, network, logdet, True)
             z = channel_mix(z, weights[k], biases[k])
-        return z, logdet - self._constant(z)
+        return z, logdet - self._constant(made, z)
 
     def start(self, x, context, lengths):
         check_channels(x, self.channels, "GlowSteps", least=4)
         dtype = compute_dtype(x)
-        matrices = self._matrices()
+        matrices = self._composed(dtype, inverse=False).weight
         found = []
         for k, network in enumerate(self._networks(x, context)):
             log_scale, bias = whitening(x, layer="GlowSteps")
             found.append((log_scale, bias))
-            weight = matrices[k].to(dtype)
+            weight = matrices[k]
             x = channel_mix(x, weight * torch.exp(log_scale), weight @ bias)
             x, _ = self._couple(x, network, None, False)
         # At the end, so that data which is refused half-way leaves nothing behind.
         self.log_scale.copy_(torch.stack([log_scale for log_scale, _ in found]))
         self.bias.copy_(torch.stack([bias for _, bias in found]))
 
-    def _matrices(self) -> Tensor:
-        """All K mixing matrices, ActNorm not yet in them, ``[K, C, C]``."""
-        diagonal = signed_diagonal(self.log_s, self.sign_s, "GlowSteps")
-        return plu_matrix(self.permutation, self.lower, self.upper, diagonal)
+    def _composed(self, dtype: torch.dtype, **options: bool) -> LUMatrices:
+        """All K mixing matrices or their inverses, ActNorm not yet in them, ``[K, C, C]``, in one launch."""
+        factors = (t.to(dtype) for t in (self.lower, self.upper, checked_log_scale(self.log_s, "GlowSteps")))
+        return lu_compose(*factors, sign=self.sign_s, permutation=self.permutation, **options)
 
-    def _constant(self, x: Tensor) -> Tensor:
+    def _constant(self, made: LUMatrices, x: Tensor) -> Tensor:
         """The part of the log-determinant that does not depend on the data."""
-        return (self.log_s + self.log_scale).to(compute_dtype(x)).sum() * (x.shape[2] * x.shape[3])
+        return (made.logdet + self.log_scale.to(made.logdet.dtype).sum()) * (x.shape[2] * x.shape[3])
 
     def _couple(self, x: Tensor, network: tuple, logdet: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         *weights, extra, matrices = network

@@ -7,16 +7,17 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..ops import channel_mix
+from ..ops import channel_mix, lu_compose
+from ..ops.lu_compose import LUMatrices
+from ..reference.affine_coupling import compute_dtype
+from ..reference.lu_compose import exact_dtype, no_autocast
 from .cache import cached
 from .linear_bijection import (
     LinearBijection,
     block_product,
     checked_log_abs_det,
     checked_log_scale,
-    exact_dtype,
     inverse_of,
-    no_autocast,
     random_rotations,
 )
 from .orthogonal import reflection_factors, rotation
@@ -72,45 +73,46 @@ class InvertibleConv1x1(LinearBijection):
         return nn.Parameter(v[0] if self._one else v)
 
     def multiply(self, x):
-        return self._mix(x, self.matrices())
+        return self._mix(x, self.matrices(compute_dtype(x)))
 
     def solve(self, y):
-        return self._mix(y, cached(self, None, (*self.parameters(), *self.buffers()), self.inverses))
+        dtype = compute_dtype(y)
+        return self._mix(y, cached(self, dtype, (*self.parameters(), *self.buffers()), lambda: self.inverses(dtype)))
 
-    def matrices(self) -> Tensor:
-        """W, ``[C, C]``, or the groups', ``[G, c, c]``."""
+    def matrices(self, dtype: torch.dtype) -> Tensor:
+        """W, ``[C, C]``, or the groups', ``[G, c, c]``, in ``dtype`` or better."""
         if self.parametrization == "full":
             return self.weight.to(exact_dtype(self.weight))
         if self.parametrization == "qr":
             return rotation(*reflection_factors(self.vectors, "InvertibleConv1x1")) @ self._triangle()
-        return plu_matrix(self.permutation, self.lower, self.upper, self._diagonal())
+        return self._composed(dtype, inverse=False).weight
 
-    def inverses(self) -> Tensor:
+    def inverses(self, dtype: torch.dtype) -> Tensor:
         """Their inverses, by substitution where they are factored."""
         if self.parametrization == "full":
-            return inverse_of(self.matrices())
+            return inverse_of(self.matrices(dtype))
         if self.parametrization == "qr":
             transpose = rotation(*reflection_factors(self.vectors, "InvertibleConv1x1")).mT
             with no_autocast(transpose.device.type):
                 return torch.linalg.solve_triangular(self._triangle(), transpose, upper=True)
-        return plu_inverse(self.permutation, self.lower, self.upper, self._diagonal())
+        return self._composed(dtype, weight=False).inverse
 
     def log_abs_det_matrix(self):
         repeats = self.groups if self.shared else 1
         if self.parametrization != "full":
             return repeats * checked_log_scale(self.log_s, "InvertibleConv1x1").to(exact_dtype(self.log_s)).sum()
-        logdet = torch.linalg.slogdet(self.matrices()).logabsdet
+        logdet = torch.linalg.slogdet(self.weight.to(exact_dtype(self.weight))).logabsdet
         return repeats * checked_log_abs_det(logdet, "InvertibleConv1x1").sum()
 
     def matrix(self):
-        matrices = self.matrices()
+        matrices = self.matrices(exact_dtype(next(self.parameters())))
         if self.groups == 1:
             return matrices
         return torch.block_diag(*(matrices.expand(self.groups, -1, -1) if self._one else matrices))
 
     @torch.no_grad()
     def condition_number(self, shape=None):
-        values = torch.linalg.svdvals(self.matrices().double())
+        values = torch.linalg.svdvals(self.matrices(torch.float64).double())
         return (values.max() / values.min()).item()
 
     def _mix(self, x: Tensor, matrices: Tensor) -> Tensor:
@@ -121,8 +123,9 @@ class InvertibleConv1x1(LinearBijection):
         split = x.reshape(x.shape[0] * self.groups, self.channels // self.groups, *x.shape[2:])
         return channel_mix(split, matrices).reshape(x.shape)
 
-    def _diagonal(self) -> Tensor:
-        return signed_diagonal(self.log_s, self.sign_s, "InvertibleConv1x1")
+    def _composed(self, dtype: torch.dtype, **options: bool) -> LUMatrices:
+        factors = (t.to(dtype) for t in (self.lower, self.upper, checked_log_scale(self.log_s, "InvertibleConv1x1")))
+        return lu_compose(*factors, sign=self.sign_s, permutation=self.permutation, **options)
 
     def _triangle(self) -> Tensor:
         log_s = checked_log_scale(self.log_s, "InvertibleConv1x1")
@@ -134,35 +137,12 @@ class InvertibleConv1x1(LinearBijection):
         return f"{self.channels}, parametrization={self.parametrization!r}{grouped}"
 
 
-# --- batched matrix work, shared with GlowSteps -----------------------------------------------------------------------
+# --- shared with GlowSteps and LULinear -------------------------------------------------------------------------------
 
 
 def plu(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``(permutation, lower, upper, log_s, sign_s)`` of ``weight [K, C, C]``, batched; the triangles strict."""
+    """``(permutation, lower, upper, log_s, sign_s)`` of ``weight [K, C, C]``, as :func:`nfkernels.lu_compose` takes
+    them."""
     permutation, lower, upper = torch.linalg.lu(weight)
     s = upper.diagonal(dim1=-2, dim2=-1)
-    return permutation, lower.tril(-1), upper.triu(1), s.abs().log(), s.sign()
-
-
-def signed_diagonal(log_s: Tensor, sign_s: Tensor, layer: str) -> Tensor:
-    """The diagonal of U; a zero or overflowing entry is told on the CPU."""
-    return sign_s * torch.exp(checked_log_scale(log_s, layer).to(exact_dtype(log_s)))
-
-
-def plu_matrix(permutation: Tensor, lower: Tensor, upper: Tensor, diagonal: Tensor) -> Tensor:
-    """``P (L + I) (U + diag)`` in :func:`exact_dtype`, of all matrices in a handful of launches."""
-    dtype = diagonal.dtype
-    with no_autocast(lower.device.type):
-        upper = torch.diag_embed(diagonal) + upper.triu(1)
-        return permutation.to(dtype) @ (upper + lower.tril(-1).to(dtype) @ upper)
-
-
-def plu_inverse(permutation: Tensor, lower: Tensor, upper: Tensor, diagonal: Tensor) -> Tensor:
-    """The inverse of :func:`plu_matrix` by two batched triangular solves."""
-    dtype = diagonal.dtype
-    with no_autocast(lower.device.type):
-        upper = torch.diag_embed(diagonal) + upper.triu(1)
-        half = torch.linalg.solve_triangular(
-            lower.tril(-1).to(dtype), permutation.to(dtype).mT, upper=False, unitriangular=True
-        )
-        return torch.linalg.solve_triangular(upper, half, upper=True)
+    return permutation.argmax(-1), lower.tril(-1), upper.triu(1), s.abs().log(), s.sign()

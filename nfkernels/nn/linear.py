@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..ops import channel_mix
 from ..reference.affine_coupling import compute_dtype
+from ..reference.lu_compose import exact_dtype
 from .bijection import per_channel
 from .cache import cached
 from .linear_bijection import (
@@ -15,7 +16,6 @@ from .linear_bijection import (
     block_product,
     checked_log_abs_det,
     checked_log_scale,
-    exact_dtype,
     inverse_of,
     random_rotations,
     solve_triangular,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..reference.affine_coupling import compute_dtype
+from ..reference.lu_compose import no_autocast
 from .bijection import Bijection, check_channels, per_channel, positions, reads_values, valid_mask
 
 
@@ -81,16 +80,6 @@ class LinearBijection(ConstantJacobian):
 
 
 # --- shared by the layers ---------------------------------------------------------------------------------------------
-
-
-def exact_dtype(w: Tensor) -> torch.dtype:
-    """float64 where the device has it: no TF32, and an inverse that matches its matrix to float32's last digit."""
-    return torch.float32 if w.device.type == "mps" else torch.float64
-
-
-def no_autocast(device_type: str) -> contextlib.AbstractContextManager:
-    """Data maths keeps its precision; meta tensors, which only carry shapes, have no autocast to turn off."""
-    return contextlib.nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
 def random_rotations(count: int, channels: int) -> Tensor:

@@ -6,14 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from ..reference.affine_coupling import compute_dtype
+from ..reference.lu_compose import exact_dtype, no_autocast
 from .bijection import reads_values
 from .cache import cached
 from .linear_bijection import (
     LinearBijection,
     add_bias,
     checked_log_scale,
-    exact_dtype,
-    no_autocast,
     product,
     solve_triangular,
     subtract_bias,

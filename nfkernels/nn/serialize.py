@@ -118,6 +118,9 @@ def _quietly() -> Iterator[None]:
 def _restore(module: nn.Module, tensors: dict[str, Tensor], frozen: list[str] | None) -> None:
     state = {key.removeprefix(_STATE): value for key, value in tensors.items() if key.startswith(_STATE)}
     own = module.state_dict()
+    for key in own.keys() & state.keys():  # older files hold permutations as matrices
+        if own[key].dtype == torch.int64 and state[key].is_floating_point() and state[key].dim() == own[key].dim() + 1:
+            state[key] = state[key].argmax(-1)
     for what, names in (
         ("lacks", own.keys() - state.keys()),
         ("has, unasked for,", state.keys() - own.keys()),

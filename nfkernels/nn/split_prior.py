@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from ..ops import ScaleMap, affine_coupling
 from ..reference.affine_coupling import compute_dtype
+from ..reference.lu_compose import no_autocast
 from .bijection import Bijection, check_channels, positions, valid_mask
 from .conv_net import check_context, check_network, check_precision, fold_log_scale, network_dtype
-from .linear_bijection import no_autocast
 
 _EXP = ScaleMap.exp()
 

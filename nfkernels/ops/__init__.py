@@ -7,11 +7,13 @@ from .channel_mix import channel_mix
 from .coupling_mix import ConditionerInput, coupling_mix
 from .dequantize import dequantize
 from .gaussian_log_density import gaussian_log_density
+from .lu_compose import LUMatrices, lu_compose
 from .lu_linear import lu_linear
 from .philox_uniform import advance_, philox_uniform, random_key
 
 __all__ = [
     "ConditionerInput",
+    "LUMatrices",
     "ScaleMap",
     "advance_",
     "affine_coupling",
@@ -19,6 +21,7 @@ __all__ = [
     "coupling_mix",
     "dequantize",
     "gaussian_log_density",
+    "lu_compose",
     "lu_linear",
     "philox_uniform",
     "random_key",

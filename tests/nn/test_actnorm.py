@@ -257,7 +257,7 @@ def test_forward_after_the_start_reads_nothing_on_the_host(monkeypatch):
     for name in ("item", "tolist", "numpy", "cpu"):
         monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("a host read"))
     # CPU tensors may be looked at by __bool__ (the singular matrix); a device other than the CPU may not.
-    monkeypatch.setattr("nfkernels.nn.invertible_conv.reads_values", lambda x: False)
+    monkeypatch.setattr("nfkernels.nn.linear_bijection.reads_values", lambda x: False)
     monkeypatch.setattr(torch.Tensor, "__bool__", lambda *_: pytest.fail("a host read"))
     layer(x)
 

@@ -59,6 +59,8 @@ SIZES = {
     "full": lambda d: N.FullLinear(d),
     "triangular": lambda d: N.TriangularLinear(d),
     "block": lambda d: N.BlockDiagonalLinear(d, 4),
+    "lu": lambda d: N.LULinear(d, permutation="random"),
+    "lu softplus": lambda d: N.LULinear(d, diagonal="softplus", permutation="random"),
     "qr": lambda d: N.QRLinear(d),
     "1x1 plu": lambda d: N.InvertibleConv1x1(d),
     "1x1 full": lambda d: N.InvertibleConv1x1(d, "full"),
@@ -79,6 +81,22 @@ def test_round_trips_lose_what_the_condition_number_says(name, d, spread):
     back = layer.inverse(layer(x)[0])[0]
     error = ((back - x).double().norm() / x.double().norm()).item()
     assert error < 4e-7 * layer.condition_number()
+
+
+@pytest.mark.parametrize("d", [4, 32, 64, 128])
+def test_substitution_loses_what_the_factors_grow(d):
+    """A rotation's factors are not as well conditioned as the rotation: float32 solves see their growth."""
+    layer = N.LULinear(d, start="rotation")
+    lower, s = layer.lower.double().tril(-1) + torch.eye(d), layer.sign_s * layer.log_s.double().exp()
+    upper = layer.upper.double().triu(1) + torch.diag(s)
+    growth = torch.linalg.matrix_norm(
+        torch.linalg.inv(upper).abs() @ torch.linalg.inv(lower).abs() @ lower.abs() @ upper.abs(), 2
+    )
+    x = torch.randn(200, d)
+    back = layer.inverse(layer(x)[0])[0]
+    error = (back - x).double().norm() / x.double().norm()
+    assert error < 4e-7 * growth
+    assert error < 2e-6
 
 
 CACHED = {
@@ -177,6 +195,7 @@ SINGULAR = {
     "TriangularLinear": lambda: N.TriangularLinear(3),
     "BlockDiagonalLinear": lambda: N.BlockDiagonalLinear(4, 2),
     "HouseholderOrthogonal": lambda: N.HouseholderOrthogonal(3),
+    "LULinear": lambda: N.LULinear(3),
     "QRLinear": lambda: N.QRLinear(3),
     "InvertibleConv1x1": lambda: N.InvertibleConv1x1(3, "full"),
 }
@@ -189,6 +208,34 @@ def test_a_singular_matrix_is_named(name):
     for function in (layer, layer.inverse):
         with pytest.raises(ValueError, match=rf"of this {name} (is singular|has no direction)"):
             function(x)
+
+
+def test_lu_starts_where_it_says():
+    for diagonal in ("exp", "softplus"):
+        torch.testing.assert_close(N.LULinear(4, diagonal=diagonal).matrix(), torch.eye(4).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(N.LULinear(3, permutation="reverse").matrix(), torch.eye(3).double().flip(0))
+    rotation = N.LULinear(6, start="rotation").matrix()
+    torch.testing.assert_close(rotation @ rotation.mT, torch.eye(6).double(), atol=1e-6, rtol=0)
+
+
+def test_permutations_of_older_files(tmp_path):
+    """Once they were float matrices."""
+    from nfkernels.nn import serialize
+
+    for make in (
+        lambda: N.InvertibleConv1x1(4),
+        lambda: N.InvertibleConv1x1(6, groups=2),
+        lambda: N.GlowSteps(4, 3, 5),
+    ):
+        layer = make()
+        state = {f"state.{k}": v for k, v in layer.state_dict().items()}
+        matrix = torch.nn.functional.one_hot(layer.permutation).float()
+        other = (
+            type(layer)(*layer.__dict__["_nfkernels_arguments"].values()) if layer.__class__ is N.GlowSteps else None
+        )
+        other = other or N.InvertibleConv1x1(layer.channels, groups=layer.groups)
+        serialize._restore(other, state | {"state.permutation": matrix}, None)
+        assert torch.equal(other.permutation, layer.permutation)
 
 
 def test_check_tells_the_condition_number():
@@ -235,6 +282,19 @@ def test_an_ill_conditioned_round_trip_is_explained():
         (lambda: N.BlockDiagonalLinear(6, 0), "needs a block that divides them, got 0"),
         (lambda: N.HouseholderOrthogonal(4, 0), "HouseholderOrthogonal needs at least 1 reflection, got 0"),
         (lambda: N.QRLinear(4, -1), "QRLinear needs at least 1 reflection, got -1"),
+        (
+            lambda: N.LULinear(3, permutation="shuffle"),
+            "unknown permutation 'shuffle': expected 'none', 'reverse', 'random'",
+        ),
+        (
+            lambda: N.LULinear(3, permutation=torch.tensor([0, 1])),
+            r"permutation must be int64 \[3\], got .*int64 \[2\]",
+        ),
+        (lambda: N.LULinear(3, permutation=torch.tensor([0, 1, 1])), "permutation must hold each of 0 to 2 once"),
+        (lambda: N.LULinear(3, diagonal="square"), "unknown diagonal 'square': expected one of 'exp', 'softplus'"),
+        (lambda: N.LULinear(3, start="random"), "unknown start 'random'"),
+        (lambda: N.LULinear(3, start="rotation", permutation="random"), "has its own signs and permutation"),
+        (lambda: N.LULinear(3, eps=-1.0), "eps must be at least 0"),
         (lambda: N.InvertibleConv1x1(6, groups=4), "6 channels needs groups that divide them, got 4"),
         (lambda: N.InvertibleConv1x1(6, "svd"), "unknown parametrization 'svd'"),
         (lambda: N.FullLinear(3)(torch.zeros(2, 4)), r"FullLinear was built for 3 channels on axis 1, got .*\(2, 4\)"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from nfkernels import nn as N
 
 from .case import Case
@@ -18,6 +20,10 @@ CASES = [
     Case("block-diagonal", lambda: N.BlockDiagonalLinear(6, 2), (3, 6)),
     Case("block-diagonal-image", lambda: N.BlockDiagonalLinear(6, 3, bias=False), (2, 6, 2, 3)),
     Case("block-diagonal-lengths", lambda: N.BlockDiagonalLinear(4, 2), (2, 4, 3), lengths=(2, 0)),
+    Case("lu", lambda: N.LULinear(5), (3, 5)),
+    Case("lu-rotation-image", lambda: N.LULinear(4, start="rotation"), (2, 4, 2, 3)),
+    Case("lu-softplus", lambda: N.LULinear(4, permutation="reverse", diagonal="softplus", bias=False), (9, 4)),
+    Case("lu-lengths", lambda: N.LULinear(3, permutation=torch.tensor([2, 0, 1])), (2, 3, 4), lengths=(2, 4)),
     Case("householder", lambda: N.HouseholderOrthogonal(5), (3, 5)),
     Case("householder-few", lambda: N.HouseholderOrthogonal(4, 2, bias=True), (2, 4, 2, 3)),
     Case("qr", lambda: N.QRLinear(4), (3, 4)),
