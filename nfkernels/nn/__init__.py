@@ -7,6 +7,7 @@ from .check import CheckReport
 from .conditioners import MLP, ConvConditioner
 from .config import register
 from .coupling import AdditiveTransform, AffineCoupling, AffineTransform, Coupling
+from .emerging_conv import EmergingConv2d
 from .flow import Flow
 from .glow_steps import GlowSteps
 from .image_flow import ImageFlow
@@ -37,6 +38,7 @@ __all__ = [
     "DiagonalLinear",
     "DiagonalNormal",
     "DiagonalPrior",
+    "EmergingConv2d",
     "Flow",
     "FullLinear",
     "GlowSteps",

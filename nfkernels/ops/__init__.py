@@ -3,6 +3,7 @@
 from ..reference.scale_map import ScaleMap
 from ._library import load_cpu_module, use_backend
 from .affine_coupling import affine_coupling
+from .autoregressive_conv import autoregressive_conv
 from .channel_mix import channel_mix
 from .coupling_mix import ConditionerInput, coupling_mix
 from .dequantize import dequantize
@@ -17,6 +18,7 @@ __all__ = [
     "ScaleMap",
     "advance_",
     "affine_coupling",
+    "autoregressive_conv",
     "channel_mix",
     "coupling_mix",
     "dequantize",
