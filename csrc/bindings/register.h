@@ -6,6 +6,7 @@
 // The files here that hold an op's binding.
 #define NF_OPS(OP)         \
   OP(affine_coupling)      \
+  OP(autoregressive_conv)  \
   OP(channel_mix)          \
   OP(coupling_mix)         \
   OP(dequantize)           \

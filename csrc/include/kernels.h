@@ -3,6 +3,7 @@
 #pragma once
 
 #include "affine_coupling.h"
+#include "autoregressive_conv.h"
 #include "channel_mix.h"
 #include "coupling_mix.h"
 #include "dequantize.h"
@@ -12,6 +13,7 @@
 #define NF_KERNELS(KERNEL)                                                        \
   KERNEL(affine_coupling_forward, const Coupling&, const CouplingForward&)        \
   KERNEL(affine_coupling_backward, const Coupling&, const CouplingBackward&)      \
+  KERNEL(autoregressive_conv_forward, const AutoregressiveConv&)                  \
   KERNEL(channel_mix_forward, const MixForward&)                                  \
   KERNEL(channel_mix_backward, const MixBackward&)                                \
   KERNEL(coupling_mix_forward, const Coupling&, const CouplingMixForward&)        \

@@ -125,7 +125,7 @@ def autoregressive_conv(
     """A convolution whose Jacobian is triangular, or its inverse: ``y_p = W_0 x_p + sum_t W_t x_{p - t} + bias``.
 
     Args:
-        x: ``[B, C, H, W]`` or ``[B, C, T]``, float32, float64, bfloat16 or float16; contiguous, channels-last or sliced.
+        x: ``[B, C, H, W]`` or ``[B, C, T]``, float32, float64, bfloat16 or float16, contiguous or not.
         weight: ``[C, C, k, k]`` (``[C, C, k]``), k odd, laid out as for ``torch.nn.functional.conv2d`` with padding
             ``k // 2``. Entries outside the mask are ignored and get zero gradients.
         bias: ``[C]`` or None.
@@ -169,7 +169,7 @@ def _apply(x: Tensor, weight: Tensor, bias: Tensor | None, order: str, mask: str
 
 
 def stacked_taps(weight: Tensor, form: Form) -> Tensor:
-    """``[taps, C, C]`` in the order of ``form.offsets`` from ``weight [C, C, kh, kw]``, its centre cut to a triangle."""
+    """``[taps, C, C]`` in the order of ``form.offsets`` from ``weight [C, C, kh, kw]``, the centre cut to a triangle."""
     if form.reverse:
         weight = weight.flip(2, 3)
     half_h, half_w = form.rows // 2, form.columns // 2

@@ -1,4 +1,4 @@
-"""Autoregressive convolution in plain PyTorch: ``y_p = W_0 x_p + sum_t W_t x_{p - t} + bias`` over earlier pixels p - t.
+"""Autoregressive convolution in plain PyTorch: ``y_p = W_0 x_p + sum_t W_t x_{p - t} + b``, earlier pixels p - t.
 
 ``W_0`` is triangular, so the map is. Its inverse ``x_p = W_0^-1 (y_p - bias) - sum_t (W_0^-1 W_t) x_{p - t}`` is again
 products of small matrices, one wavefront of pixels after another: those with the same ``w + skew h`` need none of each
@@ -123,7 +123,7 @@ def weight_gradient(dy: Tensor, x: Tensor, form: Form) -> Tensor:
 def premultiplied(weight: Tensor, bias: Tensor | None, form: Form) -> tuple[Tensor, Tensor | None]:
     """What :func:`forward` takes to solve: ``(W_0^-1, -W_0^-1 W_t), -W_0^-1 bias``.
 
-    Made in float64 where the device has it, so that its rounding is the only error of the inverse matrix. Differentiable.
+    Differentiable. Made in float64 where the device has it: its rounding is then the inverse matrix's only error.
     """
     exact = torch.float32 if weight.device.type == "mps" else torch.float64
     channels, dtype = weight.shape[1], weight.dtype
