@@ -16,10 +16,12 @@ from .linear import BlockDiagonalLinear, DiagonalLinear, FullLinear, TriangularL
 from .lu_linear import LULinear
 from .multi_scale import MultiScale
 from .orthogonal import HouseholderOrthogonal, QRLinear
+from .periodic_conv import PeriodicConv1d, PeriodicConv2d
 from .serialize import CheckpointError, load, save
 from .split_prior import DiagonalPrior, SplitPrior
 from .squeeze import Squeeze
 from .standardize import Standardize
+from .symmetric_conv import SymmetricConv
 
 __all__ = [
     "MLP",
@@ -48,11 +50,14 @@ __all__ = [
     "InvertibleConv1x1",
     "LULinear",
     "MultiScale",
+    "PeriodicConv1d",
+    "PeriodicConv2d",
     "QRLinear",
     "SplitPrior",
     "Squeeze",
     "StandardNormal",
     "Standardize",
+    "SymmetricConv",
     "TriangularLinear",
     "Uniform",
     "load",

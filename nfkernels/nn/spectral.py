@@ -1,0 +1,99 @@
+"""What the layers share that a transform takes apart into independent systems, one per frequency."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..reference.affine_coupling import compute_dtype
+from .bijection import Bijection, check_channels, per_channel, reads_values
+
+
+class SpectralConv(Bijection):
+    """``y = T^-1(K T(x)) + bias`` on ``x [B, C, *sizes]`` with ``dims`` spatial axes.
+
+    A subclass says what T is (:meth:`_filter`), and what K is at each frequency of an image of these sizes: its
+    :meth:`_spectrum`, in float64, from which log-determinant, inverse and condition number are made.
+    """
+
+    uses_context = False
+
+    def __init__(self, channels: int, dims: int, bias: bool) -> None:
+        super().__init__()
+        self.channels, self.dims = channels, dims
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+
+    def forward(self, x, context=None, *, lengths=None):
+        sizes, dtype = self._sizes(x, lengths), compute_dtype(x)
+        spectrum = self._spectrum(sizes)
+        logdet = self._log_det(spectrum, sizes)
+        y = self._filter(x.to(dtype), spectrum)
+        if self.bias is not None:
+            y = y + per_channel(self.bias, x)
+        return y.to(x.dtype), logdet.to(dtype).expand(x.shape[0])
+
+    def inverse(self, z, context=None, *, lengths=None):
+        sizes, dtype = self._sizes(z, lengths), compute_dtype(z)
+        inverse, logdet = self._prepare_inverse(sizes, dtype)
+        x = z.to(dtype) if self.bias is None else z.to(dtype) - per_channel(self.bias, z)
+        return self._filter(x, inverse).to(z.dtype), -logdet.expand(z.shape[0])
+
+    def condition_number(self, shape: Sequence[int]) -> float:
+        """Of the map on data of ``shape`` (its last axes are the image's); infinite if it has no inverse there."""
+        with torch.no_grad():
+            singular = self._singular_values(self._spectrum(tuple(shape)[-self.dims :]))
+            return (singular.max() / singular.min()).item()
+
+    # --- what a subclass has ---
+
+    def _spectrum(self, sizes: tuple[int, ...]) -> Tensor:
+        raise NotImplementedError
+
+    def _log_det(self, spectrum: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        """``sum_f log|det K(f)|``, a scalar in float64."""
+        raise NotImplementedError
+
+    def _prepare_inverse(self, sizes: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The inverse's spectrum and the forward's log-determinant, for data of type ``dtype``: no data is needed."""
+        raise NotImplementedError
+
+    def _singular_values(self, spectrum: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _filter(self, x: Tensor, spectrum: Tensor) -> Tensor:
+        """x with every frequency multiplied by its part of ``spectrum``."""
+        raise NotImplementedError
+
+    # --- words ---
+
+    def _sizes(self, x: Tensor, lengths: Tensor | None) -> tuple[int, ...]:
+        name = type(self).__name__
+        check_channels(x, self.channels, name)
+        if x.dim() != self.dims + 2 or 0 in x.shape[2:]:
+            form = "[B, C, T]" if self.dims == 1 else "[B, C, H, W]"
+            raise ValueError(f"{name} takes {form}, got a tensor of shape {tuple(x.shape)}")
+        if lengths is not None:
+            raise ValueError(f"{name} reaches across the end of its axis: it takes no lengths")
+        return tuple(x.shape[2:])
+
+    def _refuse_singular(self, gone: Tensor, sizes: tuple[int, ...]) -> None:
+        """On the CPU, ``ValueError`` naming the first frequency of ``gone``, bool over them."""
+        if reads_values(gone) and bool(gone.any()):
+            where = gone.nonzero()[0].tolist()
+            place = f"({', '.join(map(str, where))})" if len(where) > 1 else str(where[0])
+            size = " x ".join(map(str, sizes))
+            raise ValueError(f"the kernel of this {type(self).__name__} has no inverse at frequency {place} of {size}")
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """A frequency is taken as lost where no more of it is left than this, relative to all the taps together."""
+    return 8 * torch.finfo(dtype).eps
+
+
+def kernel_sides(kernel_size: int | Sequence[int], dims: int, layer: str) -> tuple[int, ...]:
+    sides = (kernel_size,) * dims if isinstance(kernel_size, int) else tuple(kernel_size)
+    if len(sides) != dims or min(sides) < 1:
+        raise ValueError(f"{layer} needs a kernel size of at least 1 for each of {dims} axes, got {kernel_size}")
+    return sides
