@@ -7,6 +7,7 @@ from .check import CheckReport
 from .conditioners import MLP, ConvConditioner
 from .config import register
 from .coupling import AdditiveTransform, AffineCoupling, AffineTransform, Coupling
+from .elementwise import Affine, Arctanh, Exp, LeakyReLU, Log, Logit, Sigmoid, Softplus, Tanh
 from .emerging_conv import EmergingConv2d
 from .flow import Flow
 from .glow_steps import GlowSteps
@@ -17,6 +18,7 @@ from .lu_linear import LULinear
 from .multi_scale import MultiScale
 from .orthogonal import HouseholderOrthogonal, QRLinear
 from .periodic_conv import PeriodicConv1d, PeriodicConv2d
+from .permutation import Permutation
 from .serialize import CheckpointError, load, save
 from .split_prior import DiagonalPrior, SplitPrior
 from .squeeze import Squeeze
@@ -27,8 +29,10 @@ __all__ = [
     "MLP",
     "ActNorm",
     "AdditiveTransform",
+    "Affine",
     "AffineCoupling",
     "AffineTransform",
+    "Arctanh",
     "Base",
     "Bijection",
     "BlockDiagonalLinear",
@@ -41,6 +45,7 @@ __all__ = [
     "DiagonalNormal",
     "DiagonalPrior",
     "EmergingConv2d",
+    "Exp",
     "Flow",
     "FullLinear",
     "GlowSteps",
@@ -49,15 +54,22 @@ __all__ = [
     "Inverse",
     "InvertibleConv1x1",
     "LULinear",
+    "LeakyReLU",
+    "Log",
+    "Logit",
     "MultiScale",
     "PeriodicConv1d",
     "PeriodicConv2d",
+    "Permutation",
     "QRLinear",
+    "Sigmoid",
+    "Softplus",
     "SplitPrior",
     "Squeeze",
     "StandardNormal",
     "Standardize",
     "SymmetricConv",
+    "Tanh",
     "TriangularLinear",
     "Uniform",
     "load",

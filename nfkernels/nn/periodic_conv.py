@@ -83,8 +83,6 @@ class _PeriodicConv(SpectralConv):
     # --- the data ---
 
     def _filter(self, x, spectrum):
-        if x.numel() == 0:  # MKL transforms no empty batch
-            return x
         sizes, axes = x.shape[2:], tuple(range(2, x.dim()))
         dtype = _complex(x.dtype)
         data = torch.fft.rfftn(x, dim=axes)
@@ -134,8 +132,9 @@ class PeriodicConv2d(_PeriodicConv):
     Cost, with d = C H W and kernels of k by k: the Fourier transforms take O(d log d) per sample and the products
     O(C d), depthwise O(d), in the inverse as in the forward. Once per batch the kernel's spectrum takes O(k C d) and
     its log-determinants and inverses, one C x C system for each of the H (W // 2 + 1) frequencies that a real kernel
-    determines, O(C^2 d); depthwise O(k d) and O(d). The spectrum is made and solved in float64, data are transformed
-    in float32 (float64 data in float64). Reference: Hoogeboom et al. 2019 (Emerging convolutions), section 3.2.
+    determines, O(C^2 d); depthwise O(k d) and O(d). The spectrum is made and solved in float64; float32 data are
+    transformed in float32, in float64 where a side has a prime factor above 13. Reference: Hoogeboom et al. 2019
+    (Emerging convolutions), section 3.2.
     """
 
     def __init__(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..reference.affine_coupling import compute_dtype
+from ..reference.lu_compose import exact_dtype
 from .bijection import Bijection, check_channels, per_channel, reads_values
 
 
@@ -29,7 +31,7 @@ class SpectralConv(Bijection):
         sizes, dtype = self._sizes(x, lengths), compute_dtype(x)
         spectrum = self._spectrum(sizes)
         logdet = self._log_det(spectrum, sizes)
-        y = self._filter(x.to(dtype), spectrum)
+        y = self._filtered(x.to(dtype), spectrum)
         if self.bias is not None:
             y = y + per_channel(self.bias, x)
         return y.to(x.dtype), logdet.to(dtype).expand(x.shape[0])
@@ -38,13 +40,23 @@ class SpectralConv(Bijection):
         sizes, dtype = self._sizes(z, lengths), compute_dtype(z)
         inverse, logdet = self._prepare_inverse(sizes, dtype)
         x = z.to(dtype) if self.bias is None else z.to(dtype) - per_channel(self.bias, z)
-        return self._filter(x, inverse).to(z.dtype), -logdet.expand(z.shape[0])
+        return self._filtered(x, inverse).to(z.dtype), -logdet.expand(z.shape[0])
 
     def condition_number(self, shape: Sequence[int]) -> float:
-        """Of the map on data of ``shape`` (its last axes are the image's); infinite if it has no inverse there."""
+        """Of the map on data of ``shape`` (its last axes are the image's): about 1e16 and more if it has no inverse."""
         with torch.no_grad():
-            singular = self._singular_values(self._spectrum(tuple(shape)[-self.dims :]))
+            spectrum = self._spectrum(tuple(shape)[-self.dims :])
+            if not bool(torch.isfinite(spectrum).all()):
+                return math.nan
+            singular = self._singular_values(spectrum)
             return (singular.max() / singular.min()).item()
+
+    def _filtered(self, x: Tensor, spectrum: Tensor) -> Tensor:
+        if x.numel() == 0:  # MKL transforms no empty batch
+            return x
+        # Other sizes go by Bluestein's algorithm, which loses a digit of float32.
+        exact = x.dtype if all(map(_is_smooth, x.shape[2:])) else exact_dtype(x)
+        return self._filter(x.to(exact), spectrum).to(x.dtype)
 
     # --- what a subclass has ---
 
@@ -85,6 +97,14 @@ class SpectralConv(Bijection):
             place = f"({', '.join(map(str, where))})" if len(where) > 1 else str(where[0])
             size = " x ".join(map(str, sizes))
             raise ValueError(f"the kernel of this {type(self).__name__} has no inverse at frequency {place} of {size}")
+
+
+def _is_smooth(n: int) -> bool:
+    """Whether n has small prime factors only, which the FFT takes one by one."""
+    for prime in (2, 3, 5, 7, 11, 13):
+        while n % prime == 0:
+            n //= prime
+    return n == 1
 
 
 def rounding(dtype: torch.dtype) -> float:

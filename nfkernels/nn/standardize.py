@@ -38,18 +38,21 @@ class Standardize(Bijection):
 
     def _fit(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         check_floating(x, "Standardize")
-        fitted = []
-        for name, v in (("shift", self.shift), ("scale", self.scale)):
-            v = v.to(compute_dtype(x))
-            v = v.reshape(-1, *[1] * (x.dim() - 2)) if v.dim() == 1 else v
-            event = x.shape[1:]
-            if v.dim() > len(event) or any(m not in (1, n) for m, n in zip(reversed(v.shape), reversed(event))):
-                raise ValueError(f"Standardize has a {name} {tuple(v.shape)}, which does not fit data {tuple(x.shape)}")
-            fitted.append(v)
-        return fitted[0], fitted[1], valid_mask(x, lengths)
+        shift, scale = (fit_to_sample(getattr(self, name), x, "Standardize", name) for name in ("shift", "scale"))
+        return shift, scale, valid_mask(x, lengths)
 
     def _logdet(self, x: Tensor, scale: Tensor, mask: Tensor | None) -> Tensor:
         log_scale = scale.abs().log().expand(x.shape[1:])
         if mask is None:
             return log_scale.sum().expand(x.shape[0])
         return torch.where(mask, log_scale, 0.0).flatten(1).sum(1)
+
+
+def fit_to_sample(v: Tensor, x: Tensor, layer: str, name: str) -> Tensor:
+    """``v`` shaped to broadcast over ``x [B, C, *spatial]`` (``[C]``: per channel), in the arithmetic's type."""
+    v = v.to(compute_dtype(x))
+    v = v.reshape(-1, *[1] * (x.dim() - 2)) if v.dim() == 1 else v
+    event = x.shape[1:]
+    if v.dim() > len(event) or any(m not in (1, n) for m, n in zip(reversed(v.shape), reversed(event))):
+        raise ValueError(f"{layer} has a {name} {tuple(v.shape)}, which does not fit data {tuple(x.shape)}")
+    return v

@@ -16,8 +16,8 @@ class SymmetricConv(SpectralConv):
     """A depthwise convolution with a symmetric kernel, the data mirrored at its borders; logdet ``sum_f log|H(f)|``.
 
     ``y_t = w_0 x_t + sum_j w_j (x_(t-j) + x_(t+j)) + bias`` on ``x [B, C, T]``, and the same along both axes of
-    ``x [B, C, H, W]``. Beyond its border x goes on as its mirror image, ``x_(-1) = x_0`` (numpy.pad's "symmetric"), and
-    the mirror image's for kernels wider than the image. Starts near the identity.
+    ``x [B, C, H, W]``. Beyond its border x goes on as its mirror image, ``x_(-1) = x_0`` (numpy.pad's "symmetric"),
+    mirrored again at the next border for kernels wider than the image. Starts near the identity.
 
     Args:
         channels: C.
@@ -31,7 +31,8 @@ class SymmetricConv(SpectralConv):
 
     Cost, with d numbers per sample and k taps along an axis: O(d log d) per sample for the transforms, as real FFTs of
     the same length, in the inverse as in the forward; once per batch O(k d) for H and O(d) for log-determinant and
-    inverse, in float64. Reference: Karami et al. 2019 (Invertible Convolutional Flow), section 3.2; Makhoul 1980.
+    inverse, in float64. Data are transformed in their own type, in float64 where a side has a prime factor above 13.
+    Reference: Karami et al. 2019 (Invertible Convolutional Flow); Makhoul 1980 for the transform.
     """
 
     def __init__(
@@ -77,8 +78,6 @@ class SymmetricConv(SpectralConv):
         return ~(spectrum.detach().abs() > rounding(spectrum.dtype) * taps.reshape(-1, *[1] * self.dims))
 
     def _filter(self, x, spectrum):
-        if x.numel() == 0:  # MKL transforms no empty batch
-            return x
         spectrum = spectrum.to(x.dtype)
         if self.dims == 1:
             return idct(dct(x) * spectrum)
