@@ -28,6 +28,7 @@ OPS = [
     "coupling_mix",
     "dequantize",
     "gaussian_log_density",
+    "lu_compose",
     "philox_uniform",
 ]
 OPTIMISE = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .nn import load
     from .ops import (
         ConditionerInput,
+        LUMatrices,
         ScaleMap,
         affine_coupling,
         autoregressive_conv,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _MODULES = ("models", "nn", "ops", "training")
 _HOMES = {
     "ConditionerInput": "ops",
+    "LUMatrices": "ops",
     "ScaleMap": "ops",
     "affine_coupling": "ops",
     "autoregressive_conv": "ops",
@@ -45,6 +47,7 @@ _HOMES = {
 }
 __all__ = [
     "ConditionerInput",
+    "LUMatrices",
     "ScaleMap",
     "__version__",
     "affine_coupling",

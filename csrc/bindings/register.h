@@ -11,6 +11,7 @@
   OP(coupling_mix)         \
   OP(dequantize)           \
   OP(gaussian_log_density) \
+  OP(lu_compose)           \
   OP(philox_uniform)
 
 namespace nf {

@@ -8,6 +8,7 @@
 #include "coupling_mix.h"
 #include "dequantize.h"
 #include "gaussian_log_density.h"
+#include "lu_compose.h"
 
 // Every raw op, with what its kernels take besides `const Launch&`.
 #define NF_KERNELS(KERNEL)                                                        \
@@ -22,6 +23,8 @@
   KERNEL(gaussian_log_density_backward, const Gaussian&, const GaussianBackward&) \
   KERNEL(dequantize_forward, const DequantizeForward&)                            \
   KERNEL(dequantize_backward, const DequantizeBackward&)                          \
+  KERNEL(lu_compose_forward, const LUComposeForward&)                             \
+  KERNEL(lu_compose_backward, const LUComposeBackward&)                           \
   KERNEL(philox_uniform_forward, const PhiloxUniform&)
 
 namespace nf {
