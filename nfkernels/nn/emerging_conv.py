@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from ..ops import autoregressive_conv
 from ..ops.autoregressive_conv import MaskName
 from ..reference.affine_coupling import compute_dtype
-from .bijection import Bijection, check_channels, positions, reads_values, refuse_lengths
+from .bijection import check_channels, positions, refuse_lengths
+from .linear_bijection import ConstantJacobian, checked_log_scale
 
 ORDERS = ("forward", "reverse")
 
 
-class EmergingConv2d(Bijection):
+class EmergingConv2d(ConstantJacobian):
     """An invertible k x k convolution on ``x [B, C, H, W]``: one that looks back, then one that looks ahead.
 
     Args:
@@ -34,8 +35,6 @@ class EmergingConv2d(Bijection):
     Convolutions for Generative Normalizing Flows), sections 3.1-3.2.
     """
 
-    uses_context = False
-
     def __init__(self, channels: int, kernel_size: int = 3, *, mask: MaskName = "square", bias: bool = True) -> None:
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
@@ -52,13 +51,13 @@ class EmergingConv2d(Bijection):
         self._check(x, lengths)
         first, second = self._weights(x)
         y = autoregressive_conv(x, first, order=ORDERS[0], mask=self.mask)
-        return autoregressive_conv(y, second, self.bias, order=ORDERS[1], mask=self.mask), self._logdet(x)
+        return autoregressive_conv(y, second, self.bias, order=ORDERS[1], mask=self.mask), self.log_abs_det(x)
 
     def inverse(self, z, context=None, *, lengths=None):
         self._check(z, lengths)
         first, second = self._weights(z)
         y = autoregressive_conv(z, second, self.bias, order=ORDERS[1], mask=self.mask, inverse=True)
-        return autoregressive_conv(y, first, order=ORDERS[0], mask=self.mask, inverse=True), -self._logdet(z)
+        return autoregressive_conv(y, first, order=ORDERS[0], mask=self.mask, inverse=True), -self.log_abs_det(z)
 
     def _check(self, x: Tensor, lengths: Tensor | None) -> None:
         refuse_lengths(lengths, "EmergingConv2d")
@@ -69,10 +68,7 @@ class EmergingConv2d(Bijection):
     def _weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both kernels, the diagonals in the place of the centres'."""
         dtype, half = compute_dtype(x), self.kernel_size // 2
-        log_s = self.log_s.to(dtype)
-        if reads_values(log_s) and log_s.numel() and not bool(log_s.detach().abs().max() < 80):
-            largest = log_s.detach().abs().max()
-            raise ValueError(f"a convolution of this EmergingConv2d is singular: log_s reached {largest:.3g}")
+        log_s = checked_log_scale(self.log_s, "EmergingConv2d").to(dtype)
         centre = torch.zeros(self.kernel_size**2, dtype=torch.bool, device=log_s.device)
         centre[half * (self.kernel_size + 1)] = True
         diagonal = torch.eye(self.channels, dtype=torch.bool, device=log_s.device)[..., None] & centre
@@ -80,7 +76,8 @@ class EmergingConv2d(Bijection):
         weight = torch.where(diagonal, torch.exp(log_s)[:, :, None, None], weight).reshape(self.weight.shape)
         return weight[0], weight[1]
 
-    def _logdet(self, x: Tensor) -> Tensor:
+    def log_abs_det(self, x, *, lengths=None):
+        self._check(x, lengths)
         return (self.log_s.to(compute_dtype(x)).sum() * positions(x, None)).expand(x.shape[0])
 
     def extra_repr(self) -> str:

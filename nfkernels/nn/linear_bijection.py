@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,10 +23,10 @@ class ConstantJacobian(Bijection):
         raise NotImplementedError
 
     def condition_number(self, shape: tuple[int, ...] | None = None) -> float:
-        """The largest over the smallest singular value of the Jacobian; infinite where it is singular. Waits for the
-        device. ``shape``: of one sample, for layers whose Jacobian depends on it. The layer's inverse loses about that
-        many units in the last place."""
-        raise NotImplementedError
+        """The largest over the smallest singular value of the Jacobian, NaN where the layer does not know it. Waits for
+        the device. ``shape``: of one sample, for layers whose Jacobian depends on it. The layer's inverse loses about
+        that many units in the last place."""
+        return math.nan
 
 
 class LinearBijection(ConstantJacobian):

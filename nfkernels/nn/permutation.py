@@ -8,10 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .bijection import Bijection, check_channels, valid_mask, zero_logdet
+from .bijection import check_channels, valid_mask, zero_logdet
+from .linear_bijection import ConstantJacobian
 
 
-class Permutation(Bijection):
+class Permutation(ConstantJacobian):
     """``y[:, i] = x[:, permutation[i]]`` on axis 1 of ``x [B, C, ...]``; logdet 0.
 
     Args:
@@ -23,8 +24,6 @@ class Permutation(Bijection):
     The order and its inverse, made once, are int64 buffers. Cost: one pass over x. Raises ``ValueError`` for what is
     no permutation.
     """
-
-    uses_context = False
 
     def __init__(
         self,
@@ -65,6 +64,12 @@ class Permutation(Bijection):
         mask = valid_mask(x, lengths)
         y = x.index_select(1, order)
         return y if mask is None else torch.where(mask, y, 0.0), zero_logdet(x)
+
+    def log_abs_det(self, x, *, lengths=None):
+        return zero_logdet(x)
+
+    def condition_number(self, shape=None):
+        return 1.0
 
     def extra_repr(self) -> str:
         return f"{self.features}, kind={self.kind!r}"

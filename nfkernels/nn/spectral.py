@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from ..reference.affine_coupling import compute_dtype
 from ..reference.lu_compose import exact_dtype
-from .bijection import Bijection, check_channels, per_channel, reads_values
+from .bijection import check_channels, per_channel, reads_values
+from .cache import cached
+from .linear_bijection import ConstantJacobian
 
 
-class SpectralConv(Bijection):
+class SpectralConv(ConstantJacobian):
     """``y = T^-1(K T(x)) + bias`` on ``x [B, C, *sizes]`` with ``dims`` spatial axes.
 
     A subclass says what T is (:meth:`_filter`), and what K is at each frequency of an image of these sizes: its
     :meth:`_spectrum`, in float64, from which log-determinant, inverse and condition number are made.
     """
-
-    uses_context = False
 
     def __init__(self, channels: int, dims: int, bias: bool) -> None:
         super().__init__()
@@ -36,14 +36,22 @@ class SpectralConv(Bijection):
             y = y + per_channel(self.bias, x)
         return y.to(x.dtype), logdet.to(dtype).expand(x.shape[0])
 
+    def log_abs_det(self, x, *, lengths=None):
+        sizes = self._sizes(x, lengths)
+        return self._log_det(self._spectrum(sizes), sizes).to(compute_dtype(x)).expand(x.shape[0])
+
     def inverse(self, z, context=None, *, lengths=None):
         sizes, dtype = self._sizes(z, lengths), compute_dtype(z)
-        inverse, logdet = self._prepare_inverse(sizes, dtype)
+        inverse, logdet = cached(self, (sizes, dtype), (self.weight,), lambda: self._prepare_inverse(sizes, dtype))
         x = z.to(dtype) if self.bias is None else z.to(dtype) - per_channel(self.bias, z)
         return self._filtered(x, inverse).to(z.dtype), -logdet.expand(z.shape[0])
 
-    def condition_number(self, shape: Sequence[int]) -> float:
+    def condition_number(self, shape=None):
         """Of the map on data of ``shape`` (its last axes are the image's): about 1e16 and more if it has no inverse."""
+        if shape is None:
+            raise ValueError(
+                f"the condition number of a {type(self).__name__} depends on its data's size: give a shape"
+            )
         with torch.no_grad():
             spectrum = self._spectrum(tuple(shape)[-self.dims :])
             if not bool(torch.isfinite(spectrum).all()):
