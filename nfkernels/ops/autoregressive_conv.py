@@ -169,7 +169,7 @@ def _apply(x: Tensor, weight: Tensor, bias: Tensor | None, order: str, mask: str
 
 
 def stacked_taps(weight: Tensor, form: Form) -> Tensor:
-    """``[taps, C, C]`` in the order of ``form.offsets`` of ``weight [C, C, kh, kw]``, the centre cut to a triangle."""
+    """``[taps, C, C]`` in the order of ``form.offsets`` from ``weight [C, C, kh, kw]``, its centre a triangle."""
     if form.reverse:
         weight = weight.flip(2, 3)
     half_h, half_w = form.rows // 2, form.columns // 2

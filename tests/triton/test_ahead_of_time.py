@@ -25,6 +25,7 @@ from nfkernels.reference.affine_coupling import Form, Identity, Layout, Order
 from nfkernels.reference.scale_map import ScaleMap
 from nfkernels.triton import (
     affine_coupling,
+    autoregressive_conv,
     channel_mix,
     coupling_mix,
     dequantize,
@@ -386,6 +387,35 @@ def test_coupling_mix_everything(target, channels, dtype, monkeypatch):
         target, monkeypatch, (30, channels, 7, 7), dtype=dtype, last=(True, True), identity="second", **everything
     )
     coupled_mix(target, monkeypatch, (300, channels), dtype=dtype, **everything)
+
+
+# --- the autoregressive convolution ----------------------------------------------------------------------------------
+
+
+def convolved(target, shape, *, size=3, raster=False, dtype=F32, last=False):
+    """Forward and inverse, with a bias."""
+    x = torch.zeros(shape, dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    form = autoregressive_conv.Form(size, size, raster, raster)
+    weight = torch.zeros(len(form.offsets()), shape[1], shape[1], dtype=F64 if dtype == F64 else F32)
+    forward = compiled(target, lambda: autoregressive_conv.forward(x, weight, weight[0, 0], *form, False))
+    return forward + compiled(target, lambda: autoregressive_conv.forward(x, weight, weight[0, 0], *form, True))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_autoregressive_conv(target):
+    """The inverse waits once to a wavefront, and reads nothing through the cache that writes do not reach."""
+    for raster, dtype, shape in (
+        (False, F32, (8, 12, 32, 32)),
+        (True, BF16, (3, 48, 7, 9)),
+        (True, F64, (2, 5, 1, 40)),
+    ):
+        _, solve = convolved(target, shape, raster=raster, dtype=dtype, last=raster)
+        if target in NVIDIA:
+            code = fake_driver.disassembly(solve)
+            assert "BAR.SYNC" in code
+            assert "LDG.E.CONSTANT" not in code
+            assert ".NC" not in code
 
 
 # --- the package -----------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ HERE = Path(__file__).parent / "interpreted"
 
 CHECKS = [
     "check_affine_coupling",
+    "check_autoregressive_conv",
     "check_channel_mix",
     "check_coupling_mix",
     "check_dequantize",
