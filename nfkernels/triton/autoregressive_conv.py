@@ -1,11 +1,14 @@
 """Autoregressive convolution and its inverse in Triton, in plain multiply-adds (never TF32).
 
 Forward: a program to a tile of positions. Inverse: a program to a sample, one wavefront of pixels (w + skew h = step)
-after another with a barrier between. What later wavefronts look at is read back from global memory, which the barrier
-orders within a program: from the output, or from a copy in float32 where the output is narrower.
+after another with a barrier between. What later wavefronts look at is read back from global memory, from the output or
+from a copy in float32 where the output is narrower. The barrier orders that within a program on NVIDIA and AMD's gfx9;
+on other AMD GPUs, whose barrier does not wait for stores, the reference serves the inverse.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 import triton
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from ..reference.affine_coupling import compute_dtype
 from ..reference.autoregressive_conv import Form
+from ..reference.autoregressive_conv import forward as reference_forward
 from . import _tiles as tiles
 
 MOST_CHANNELS, MOST_ROWS, POSITIONS = 16, 64, 128  # of a tile
@@ -122,6 +126,14 @@ def solve_kernel(
         tl.debug_barrier()
 
 
+@functools.lru_cache(maxsize=64)
+def barrier_orders_stores(device: int) -> bool:
+    """``device`` is -1 for the interpreter, where programs have one thread."""
+    if device < 0 or torch.version.hip is None:
+        return True
+    return torch.cuda.get_device_properties(device).gcnArchName.startswith("gfx9")
+
+
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, rows: int, columns: int, raster: bool, reverse: bool, solve: bool
 ) -> Tensor:
@@ -146,6 +158,8 @@ def forward(
                 *tiles.strides(x), *tiles.strides(y), BLOCK_M=POSITIONS, **options,
             )  # fmt: skip
             return y
+        if not barrier_orders_stores(x.get_device()):
+            return y.copy_(reference_forward(x, weight, bias, form, solve))
         state = y if y.dtype == dtype else x.new_empty(x.shape, dtype=dtype)
         solve_kernel[(batch,)](
             x, weight, bias, state, None if state is y else y, channels, height, width, taps,

@@ -22,6 +22,9 @@ N = 2 * 8 * 4 * 4  # elements; 4 bytes each
         ("affine_coupling", BACKWARD, "realnvp", 4.5),
         ("affine_coupling", FORWARD, "halves", 4),  # of the half: 2 of the whole
         ("affine_coupling", BACKWARD, "halves", 6),
+        ("autoregressive_conv", FORWARD, "", 2),
+        ("autoregressive_conv", INVERSE, "solve", 2),
+        ("autoregressive_conv", STEP, "raster", 5),
         ("channel_mix", FORWARD, "", 2),
         ("channel_mix", BACKWARD, "", 3),
         ("coupling_mix", FORWARD, "", 3),

@@ -56,7 +56,8 @@ def test_widths_of_mixes(name, channels, device, backend):
             check_exact(op, Case(name, direction, (3, channels, 9, 15)), device, backend)
 
 
-SLICED = [n for n in OPS if n != "dequantize"]  # its noise depends on an element's place in the whole
+# Noise depends on an element's place in the whole, and a convolution on the rows before it.
+SLICED = [n for n in OPS if n not in ("dequantize", "autoregressive_conv")]
 
 
 @pytest.mark.parametrize("name", SLICED)

@@ -54,6 +54,12 @@ def test_shapes(shape):
         compare(shape, solve=solve)
 
 
+def test_where_the_barrier_orders_no_stores_the_reference_serves(monkeypatch):
+    monkeypatch.setattr(launchers, "barrier_orders_stores", lambda device: False)
+    monkeypatch.setattr(launchers, "solve_kernel", None)
+    compare((2, 3, 4, 5), dtype=BF16, layout="channels_last")
+
+
 def test_gradients_and_empty_batch():
     for inverse in (False, True):
         grads = []
