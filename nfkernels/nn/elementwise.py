@@ -157,7 +157,7 @@ class _WithAlpha(Elementwise):
 
     @property
     def _unit(self) -> Interval:
-        ends = -self.alpha / (1 - 2 * self.alpha), (1 - self.alpha) / (1 - 2 * self.alpha)
+        ends = (0.0 - self.alpha) / (1 - 2 * self.alpha), (1 - self.alpha) / (1 - 2 * self.alpha)
         words = f"data inside ({ends[0]:.3g}, {ends[1]:.3g})"
         return Interval(*ends, 0.5, words, "keep it away from the ends, or give a larger alpha")
 
