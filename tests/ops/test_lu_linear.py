@@ -36,7 +36,7 @@ def factors(width, dtype=torch.float32, *, diagonal="exp", spread=0.3, bias=True
     strict = torch.ones(width, width, dtype=torch.bool).tril(-1)
     nan = torch.full((width, width), float("nan"), dtype=dtype)
     lower = torch.where(strict, scale * torch.randn(width, width, dtype=dtype), nan)
-    upper = torch.where(strict.t(), scale * torch.randn(width, width, dtype=dtype), nan)
+    upper = torch.where(strict.t(), scale * torch.randn(width, width, dtype=dtype), nan).contiguous()
     values = {"lower": lower, "upper": upper, "log_s": spread * torch.randn(width, dtype=dtype)}
     values["bias"] = torch.randn(width, dtype=dtype) if bias else None
     options = {"diagonal": diagonal}
