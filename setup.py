@@ -29,6 +29,7 @@ OPS = [
     "dequantize",
     "gaussian_log_density",
     "lu_compose",
+    "lu_linear",
     "philox_uniform",
 ]
 OPTIMISE = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]

@@ -12,6 +12,7 @@
   OP(dequantize)           \
   OP(gaussian_log_density) \
   OP(lu_compose)           \
+  OP(lu_linear)            \
   OP(philox_uniform)
 
 namespace nf {

@@ -9,6 +9,7 @@
 #include "dequantize.h"
 #include "gaussian_log_density.h"
 #include "lu_compose.h"
+#include "lu_linear.h"
 
 // Every raw op, with what its kernels take besides `const Launch&`.
 #define NF_KERNELS(KERNEL)                                                        \
@@ -25,6 +26,8 @@
   KERNEL(dequantize_backward, const DequantizeBackward&)                          \
   KERNEL(lu_compose_forward, const LUComposeForward&)                             \
   KERNEL(lu_compose_backward, const LUComposeBackward&)                           \
+  KERNEL(lu_linear_forward, const LULinearForward&)                               \
+  KERNEL(lu_linear_backward, const LULinearBackward&)                             \
   KERNEL(philox_uniform_forward, const PhiloxUniform&)
 
 namespace nf {
