@@ -254,6 +254,11 @@ class Affine(Elementwise):
         shift, scale, log_scale = self._fit(y)
         return (y - shift) / scale, -log_scale.expand_as(y)
 
+    def condition_number(self) -> float:
+        """The largest over the smallest ``|scale|``."""
+        scale = self.log_scale.detach().exp() if self.learned else self.scale.abs()
+        return (scale.max() / scale.min()).item()
+
     def _fit(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shift = fit_to_sample(self.shift, x, "Affine", "shift")
         if not self.learned:

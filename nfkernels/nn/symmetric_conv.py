@@ -78,10 +78,8 @@ class SymmetricConv(SpectralConv):
         return ~(spectrum.detach().abs() > rounding(spectrum.dtype) * taps.reshape(-1, *[1] * self.dims))
 
     def _filter(self, x, spectrum):
-        spectrum = spectrum.to(x.dtype)
-        if self.dims == 1:
-            return idct(dct(x) * spectrum)
-        return idct(idct(dct(dct(x).mT) * spectrum.mT).mT)
+        numbers = torch.view_as_real(dct(x, self.dims)) * _as_dct(spectrum.to(x.dtype))
+        return idct(torch.view_as_complex(numbers), x.shape[-self.dims :])
 
     def extra_repr(self) -> str:
         bias = self.bias is not None
@@ -89,30 +87,67 @@ class SymmetricConv(SpectralConv):
 
 
 # --- the cosine transform ---------------------------------------------------------------------------------------------
+#
+# Of a real signal of n numbers, as n // 2 + 1 complex ones: C_f - i C_(n - f), C the transform and C_n = 0. A real FFT
+# gives that form, another axis keeps it, and no pass over the data is spent on taking it apart.
 
 
-def dct(x: Tensor) -> Tensor:
-    """``2 sum_t x_t cos(pi f (t + 1/2) / n)`` along the last axis (DCT-II), by one real FFT of n points.
+def dct(x: Tensor, dims: int) -> Tensor:
+    """``C_f = sum_t x_t cos(pi f (t + 1/2) / n)`` (half of the DCT-II) along the last axis, or both of the last two.
 
-    Reference: Makhoul 1980, "A fast cosine transform in one and two dimensions".
+    As ``C_f - i C_(n - f)`` of the last axis, complex. Reference: Makhoul 1980, "A fast cosine transform in one and
+    two dimensions".
     """
     n = x.shape[-1]
-    v = torch.fft.rfft(torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], -1)) * _turns(n, x)
-    return 2 * torch.cat([v.real, -v.imag[..., 1 : (n + 1) // 2].flip(-1)], -1)
+    if dims == 1:
+        return torch.fft.rfft(_fold(x, -1)) * _turns(n, n // 2 + 1, x)
+    rows = x.shape[-2]
+    v = torch.fft.rfft2(_fold(_fold(x, -2), -1))
+    down, right = 0.5 * _turns(rows, rows, x)[:, None], _turns(n, n // 2 + 1, x)
+    return v * (down * right) + _reversed(v) * (down.conj() * right)
 
 
-def idct(x: Tensor) -> Tensor:
-    """The inverse of :func:`dct`."""
-    n = x.shape[-1]
-    x = 0.5 * x
-    mirrored = torch.cat([torch.zeros_like(x[..., :1]), x.flip(-1)[..., : n // 2]], -1)
-    v = torch.fft.irfft(torch.complex(x[..., : n // 2 + 1], -mirrored) * _turns(n, x).conj(), n=n)
-    even, odd = v[..., : (n + 1) // 2], v[..., (n + 1) // 2 :].flip(-1)
+def idct(c: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The inverse of :func:`dct`, real and of ``sizes``."""
+    n = sizes[-1]
+    right = _turns(n, n // 2 + 1, c.real).conj()
+    if len(sizes) == 1:
+        return _unfold(torch.fft.irfft(c * right, n=n), -1)
+    back = _turns(sizes[0], sizes[0], c.real).conj()[:, None] * right
+    # C_n of the rows is zero, where _reversed has C_0.
+    mirrored = 1j * torch.where(torch.arange(sizes[0], device=c.device)[:, None] > 0, back, 0.0)
+    v = torch.fft.irfft2(c * back - _reversed(c) * mirrored, s=tuple(sizes))
+    return _unfold(_unfold(v, -1), -2)
+
+
+def _as_dct(v: Tensor) -> Tensor:
+    """Numbers for all frequencies of the last axis, as real and imaginary part of what :func:`dct` has there."""
+    n = v.shape[-1]
+    mirrored = torch.cat([v[..., :1], v.flip(-1)[..., : n // 2]], -1)
+    return torch.stack([v[..., : n // 2 + 1], mirrored], -1)
+
+
+def _reversed(v: Tensor) -> Tensor:
+    """``v_(-f)``, f modulo n, along the axis before the last."""
+    return torch.cat([v[..., :1, :], v[..., 1:, :].flip(-2)], -2)
+
+
+def _fold(x: Tensor, axis: int) -> Tensor:
+    """The even positions, then the odd ones from the end: a cosine transform's input as a Fourier transform's."""
+    if axis == -1:
+        return torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], -1)
+    return torch.cat([x[..., ::2, :], x[..., 1::2, :].flip(-2)], -2)
+
+
+def _unfold(v: Tensor, axis: int) -> Tensor:
+    n, axis = v.shape[axis], axis + v.dim()
+    even, odd = v.narrow(axis, 0, (n + 1) // 2), v.narrow(axis, (n + 1) // 2, n // 2).flip(axis)
     if n % 2:  # one more, to be cut off again
-        odd = torch.cat([odd, even[..., :1]], -1)
-    return torch.stack([even, odd], -1).flatten(-2)[..., :n]
+        odd = torch.cat([odd, even.narrow(axis, 0, 1)], axis)
+    return torch.stack([even, odd], axis + 1).flatten(axis, axis + 1).narrow(axis, 0, n)
 
 
-def _turns(n: int, x: Tensor) -> Tensor:
-    angle = torch.arange(n // 2 + 1, dtype=x.dtype, device=x.device) * (-math.pi / (2 * n))
-    return torch.complex(angle.cos(), angle.sin())
+def _turns(n: int, count: int, x: Tensor) -> Tensor:
+    """``exp(-i pi f / 2n)`` for ``count`` frequencies."""
+    angle = torch.arange(count, dtype=exact_dtype(x), device=x.device) * (-math.pi / (2 * n))
+    return torch.complex(angle.cos().to(x.dtype), angle.sin().to(x.dtype))

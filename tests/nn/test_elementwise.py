@@ -234,6 +234,9 @@ def test_affine_by_channel_by_sample_and_by_number():
     torch.testing.assert_close(N.Affine(1.0, 2.0)(x)[1], torch.full((2,), 12 * math.log(2)))
     assert not list(N.Affine(1.0, 2.0).parameters())
     assert [n for n, _ in N.Affine(1.0, 2.0, learned=True).named_parameters()] == ["shift", "log_scale"]
+    for learned in (False, True):
+        assert N.Affine(shift, scale, learned).condition_number() == pytest.approx(4.0)
+        assert N.Affine(1.0, -3.0, learned).condition_number() == 1.0
     standardize, affine = N.Standardize(shift, scale), N.Affine(shift, scale)
     torch.testing.assert_close(standardize.inverse(x), affine(x))
 

@@ -25,6 +25,7 @@ def test_the_order(layer, order):
     assert torch.equal(y, x[:, order])
     assert torch.equal(layer.inverse(y)[0], x)
     assert not logdet.any()
+    assert layer.condition_number() == 1.0
     assert layer.permutation.dtype == layer.inverse_permutation.dtype == torch.int64
     assert torch.equal(layer.inverse_permutation, layer.permutation.argsort())
 
