@@ -254,7 +254,7 @@ class Affine(Elementwise):
         shift, scale, log_scale = self._fit(y)
         return (y - shift) / scale, -log_scale.expand_as(y)
 
-    def condition_number(self) -> float:
+    def condition_number(self, shape: tuple[int, ...] | None = None) -> float:
         """The largest over the smallest ``|scale|``."""
         scale = self.log_scale.detach().exp() if self.learned else self.scale.abs()
         return (scale.max() / scale.min()).item()

@@ -59,9 +59,6 @@ class Permutation(ConstantJacobian):
     def inverse(self, z, context=None, *, lengths=None):
         return self._ordered(z, self.inverse_permutation, lengths)
 
-    def condition_number(self) -> float:
-        return 1.0
-
     def _ordered(self, x: Tensor, order: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         check_channels(x, self.features, "Permutation")
         mask = valid_mask(x, lengths)
