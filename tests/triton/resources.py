@@ -35,6 +35,8 @@ def cases(target: str):
     for channels in (12, 24, 48):
         with pytest.MonkeyPatch.context() as patch:
             yield f"coupling_mix C={channels}", launch.coupled_mix(target, patch, (64, channels, 16, 16))
+    for count, channels in ((32, 48), (1, 64)):
+        yield f"lu_compose K={count} C={channels}", launch.composed(target, count, channels)
     for learned in (False, True):
         name = "learned" if learned else "standard"
         yield f"gaussian_log_density {name}", launch.density(target, image, learned=learned)

@@ -30,6 +30,7 @@ from nfkernels.triton import (
     coupling_mix,
     dequantize,
     gaussian_log_density,
+    lu_compose,
     philox_uniform,
 )
 
@@ -416,6 +417,32 @@ def test_autoregressive_conv(target):
             assert "BAR.SYNC" in code
             assert "LDG.E.CONSTANT" not in code
             assert ".NC" not in code
+
+
+# --- the LU composition ----------------------------------------------------------------------------------------------
+
+
+def composed(target, count, channels, *, dtype=F32, softplus=False, permuted=True, need=(True, True)):
+    lower, log_s = torch.zeros(count, channels, channels, dtype=dtype), torch.zeros(count, channels, dtype=dtype)
+    sign = None if softplus else log_s
+    permutation = torch.zeros(count, channels, dtype=torch.int64) if permuted else None
+    given, kind = (lower, lower, log_s, sign, permutation), (int(softplus), 1e-3)
+    forward = compiled(target, lambda: lu_compose.forward(*given, *kind, *need))
+    grads = (lower if need[1] else None, lower if need[0] else None, lower if need[1] else None, log_s.sum())
+    return forward + compiled(target, lambda: lu_compose.backward(*given, *grads, *kind))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_lu_compose(target):
+    composed(target, 32, 48)
+    composed(target, 1, 128, dtype=F64, softplus=True)
+
+
+def test_every_form_of_lu_compose_fits_its_kernel():
+    for channels in (1, 2, 12, 64):
+        composed("sm_90", 4, channels)
+    composed("sm_90", 3, 7, permuted=False, need=(True, False))
+    composed("sm_90", 3, 7, permuted=False, softplus=True, need=(False, True))
 
 
 # --- the package -----------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ CHECKS = [
     "check_coupling_mix",
     "check_dequantize",
     "check_gaussian_log_density",
+    "check_lu_compose",
     "check_scale_map",
 ]
 
