@@ -21,7 +21,7 @@ template <typename T>
 struct Factors {
   int64_t channels, size;  // size: whole blocks of rows
   bool solve;
-  Buffer<T> matrix, diagonal, shift;
+  Buffer<T> matrix, shift;
   Buffer<int64_t> place, straight;
   Triangles<T> triangles;
 
@@ -30,12 +30,11 @@ struct Factors {
         size((lu.channels + kRows - 1) / kRows * kRows),
         solve(solved),
         matrix(size * size),
-        diagonal(size),
         shift(size),
         place(channels),
         straight(channels),
-        triangles{matrix.data,   static_cast<int>(size),      static_cast<int>(size),
-                  diagonal.data, bias ? shift.data : nullptr, transposed} {
+        triangles{matrix.data, bias ? shift.data : nullptr, static_cast<int>(size), static_cast<int>(size),
+                  transposed} {
     const int64_t n = channels;
     const auto *lower = static_cast<const T*>(lu.lower), *upper = static_cast<const T*>(lu.upper);
     const auto *log_s = static_cast<const T*>(lu.log_s), *sign = static_cast<const T*>(lu.sign);
@@ -44,7 +43,7 @@ struct Factors {
         if (i != j) matrix.data[transposed ? i * size + j : j * size + i] = (j < i ? lower : upper)[i * n + j];
     for (int64_t i = 0; i < size; ++i) {
       const double s = i < n ? diagonal_value(lu.diagonal, log_s[i], sign ? sign[i] : 1.0, lu.eps) : 1.0;
-      diagonal.data[i] = static_cast<T>(solve ? 1.0 / s : s);
+      matrix.data[i * (size + 1)] = static_cast<T>(solve ? 1.0 / s : s);
     }
     for (int64_t i = 0; i < n; ++i) {
       straight.data[i] = i;

@@ -149,6 +149,7 @@ RowPacking<T> row_packing_for(DType d) {
 template <typename T>
 struct Group {
   using Scalar = T;
+  static constexpr int parts = 1;
   using V = Simd<T>;
   struct Value {
     typename V::type part[kVectors];

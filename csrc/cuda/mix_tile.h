@@ -128,11 +128,16 @@ NF_DEVICE void for_each_piece(const TileView& v, const TilePlace& at, int64_t ch
   }
 }
 
-// tile[r][j] = v[first_channel + r, column j] for r < rows, j < N. Data in the arithmetic's type is copied
+// Which row of a tile a channel has.
+struct InOrder {
+  NF_DEVICE int operator()(int row) const { return row; }
+};
+
+// tile[place(r)][j] = v[first_channel + r, column j] for r < rows, j < N. Data in the arithmetic's type is copied
 // asynchronously where it need not be turned: copy_commit, copy_wait and a barrier are the caller's.
-template <DType d, int N, typename T = Arithmetic<d>>
+template <DType d, int N, typename T = Arithmetic<d>, typename Place = InOrder>
 NF_DEVICE void load_tile(const TileView& v, const TilePlace& at, int64_t channels, int64_t first_channel, int rows,
-                         T* tile, int pitch) {
+                         T* tile, int pitch, const Place& place = Place()) {
   using S = StorageType<d>;
   constexpr int W = 16 / sizeof(S);
   const S* data = static_cast<const S*>(v.data);
@@ -141,7 +146,7 @@ NF_DEVICE void load_tile(const TileView& v, const TilePlace& at, int64_t channel
                          constexpr int V = decltype(size)::value;
                          constexpr bool turned = decltype(down)::value && V > 1;
                          const S* from = exists ? data + offset : data;
-                         T* to = tile + r * pitch + j;
+                         T* to = tile + place(r) * pitch + j;
                          if constexpr (std::is_same<S, T>::value && !turned) {
                            copy_async<sizeof(S) * V>(to, from, exists);
                          } else {
@@ -158,7 +163,7 @@ NF_DEVICE void load_tile(const TileView& v, const TilePlace& at, int64_t channel
                            if constexpr (turned) {
 #pragma unroll
                              for (int e = 0; e < V; ++e)
-                               if (r + e < rows) to[e * pitch] = values[e];
+                               if (r + e < rows) tile[place(r + e) * pitch + j] = values[e];
                            } else if constexpr (V > 1) {
                              Pack<T, V> pack;
 #pragma unroll
@@ -172,9 +177,9 @@ NF_DEVICE void load_tile(const TileView& v, const TilePlace& at, int64_t channel
 }
 
 // The reverse, for the elements that exist.
-template <DType d, int N, typename T = Arithmetic<d>>
+template <DType d, int N, typename T = Arithmetic<d>, typename Place = InOrder>
 NF_DEVICE void store_tile(const TileView& v, const TilePlace& at, int64_t channels, int64_t first_channel, int rows,
-                          const T* tile, int pitch) {
+                          const T* tile, int pitch, const Place& place = Place()) {
   using S = StorageType<d>;
   constexpr int W = 16 / sizeof(S);
   S* data = static_cast<S*>(v.data);
@@ -182,14 +187,14 @@ NF_DEVICE void store_tile(const TileView& v, const TilePlace& at, int64_t channe
                        [&](auto size, auto down, int r, int j, int64_t offset, bool exists) {
                          constexpr int V = decltype(size)::value;
                          constexpr bool turned = decltype(down)::value && V > 1;
-                         const T* from = tile + r * pitch + j;
+                         const T* from = tile + place(r) * pitch + j;
                          if (!exists) return;
                          if constexpr (V > 1) {
                            Pack<S, V> pack;
                            if constexpr (turned) {
 #pragma unroll
                              for (int e = 0; e < V; ++e)
-                               pack[e] = Storage<d>::store(r + e < rows ? from[e * pitch] : T(0));
+                               pack[e] = Storage<d>::store(r + e < rows ? tile[place(r + e) * pitch + j] : T(0));
                            } else {
                              const Pack<T, V> values = load_pack<V>(from);
 #pragma unroll

@@ -76,14 +76,12 @@ COMPOSED = "composed"
 
 
 def _way(x: Tensor, inverse: bool) -> str | None:
-    """A backend that is forced, ``COMPOSED`` (the matrix once, then one product with it), the library, or None for the
-    fused kernels. Composing costs D^3 whatever the batch, so that fewer columns than D never pay for it."""
-    forced, width = forced_backend(), x.shape[1]
-    if forced is not None:
-        return forced if width <= WIDEST else "reference"
-    if not inverse and x.numel() >= width * width and (x.device.type == "cpu" or width > WIDEST):
-        return COMPOSED
-    return "reference" if width > WIDEST else None
+    """A backend that is forced or None for whichever serves; above ``WIDEST`` the reference, or ``COMPOSED``: the
+    matrix once, then one product with it. That costs D^3 whatever the batch: fewer columns than D never pay for it."""
+    width = x.shape[1]
+    if width <= WIDEST:
+        return forced_backend()
+    return COMPOSED if forced_backend() is None and not inverse and x.numel() >= width * width else "reference"
 
 
 def _composed_forward(x, factors, bias, options) -> tuple[Tensor, Tensor]:

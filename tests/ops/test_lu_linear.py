@@ -374,17 +374,15 @@ def test_func_transforms_and_forward_mode(inverse):
 
 
 def test_which_way_serves():
-    """The matrix is composed for the CPU's products of at least D columns, and never for fewer or for an inverse."""
+    """The matrix is composed above the kernels' widths, for no fewer than D columns, and never for an inverse."""
     from nfkernels.ops.lu_linear import COMPOSED, _way
 
-    assert _way(torch.zeros(64, 64), False) == COMPOSED
-    assert _way(torch.zeros(63, 64), False) is None
-    assert _way(torch.zeros(4096, 64), True) is None
-    assert _way(torch.zeros(4096, 129), False) == COMPOSED
-    assert _way(torch.zeros(100, 129), False) == _way(torch.zeros(4096, 129), True) == "reference"
+    assert _way(torch.zeros(4096, 128), False) is None
+    assert _way(torch.zeros(129, 129), False) == COMPOSED
+    assert _way(torch.zeros(128, 129), False) == _way(torch.zeros(4096, 129), True) == "reference"
     with use_backend("native"):
         assert _way(torch.zeros(64, 64), False) == "native"
-        assert _way(torch.zeros(64, 130), False) == "reference"
+        assert _way(torch.zeros(640, 130), False) == "reference"
 
 
 X = torch.zeros(2, 4, 3)
