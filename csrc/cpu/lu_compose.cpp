@@ -13,7 +13,8 @@ namespace NF_ISA {
 namespace {
 
 using Vector = Simd<double>;
-constexpr int kGroup = kVectors * Vector::lanes;
+constexpr int kWide = 2;  // vectors of a group: wider ones would waste more of the triangles
+constexpr int kGroup = kWide * Vector::lanes;
 constexpr int64_t kUnits = 8;       // wanted in all, whatever the threads: few matrices are cut for that
 constexpr int64_t kSmall = 96;      // channels up to which a matrix is never cut
 constexpr int64_t kWork = 1 << 17;  // multiply-adds that are worth another thread
@@ -29,15 +30,15 @@ struct Coefficients {
 // acc[i][:] += sign * sum over k in [k0, k1) of a(row + i, k) x[k, :], for one group of columns at x.
 template <int rows, bool minus>
 NF_FN void accumulate(const Coefficients& a, int64_t row, int64_t k0, int64_t k1, const double* x, int64_t ldx,
-                      typename Vector::type (&acc)[rows][kVectors]) {
+                      typename Vector::type (&acc)[rows][kWide]) {
   const double* from = a.data + row * a.r;
   for (int64_t k = k0; k < k1; ++k) {
-    typename Vector::type in[kVectors];
+    typename Vector::type in[kWide];
     NF_UNROLL
-    for (int v = 0; v < kVectors; ++v) in[v] = Vector::load(x + k * ldx + v * Vector::lanes);
+    for (int v = 0; v < kWide; ++v) in[v] = Vector::load(x + k * ldx + v * Vector::lanes);
     NF_UNROLL
     for (int i = 0; i < rows; ++i) NF_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
+    for (int v = 0; v < kWide; ++v) {
       const double w = from[i * a.r + k * a.step];
       if (minus)
         acc[i][v] -= w * in[v];
@@ -48,30 +49,30 @@ NF_FN void accumulate(const Coefficients& a, int64_t row, int64_t k0, int64_t k1
 }
 
 template <int rows>
-NF_FN void load_rows(const double* from, int64_t ld, typename Vector::type (&acc)[rows][kVectors]) {
+NF_FN void load_rows(const double* from, int64_t ld, typename Vector::type (&acc)[rows][kWide]) {
   NF_UNROLL
   for (int i = 0; i < rows; ++i) NF_UNROLL
-  for (int v = 0; v < kVectors; ++v) acc[i][v] = Vector::load(from + i * ld + v * Vector::lanes);
+  for (int v = 0; v < kWide; ++v) acc[i][v] = Vector::load(from + i * ld + v * Vector::lanes);
 }
 
 template <int rows>
-NF_FN void store_rows(double* to, int64_t ld, const typename Vector::type (&acc)[rows][kVectors]) {
+NF_FN void store_rows(double* to, int64_t ld, const typename Vector::type (&acc)[rows][kWide]) {
   NF_UNROLL
   for (int i = 0; i < rows; ++i) NF_UNROLL
-  for (int v = 0; v < kVectors; ++v) Vector::store(to + i * ld + v * Vector::lanes, acc[i][v]);
+  for (int v = 0; v < kWide; ++v) Vector::store(to + i * ld + v * Vector::lanes, acc[i][v]);
 }
 
 // y[row .. row + kRows, a group] = sum over k in [k0, k1) of a(., k) x[k, :]; y and x point at the group.
 void product(const Coefficients& a, int64_t row, int64_t k0, int64_t k1, const double* x, int64_t ldx, double* y,
              int64_t ldy) {
-  typename Vector::type acc[kRows][kVectors] = {};
+  typename Vector::type acc[kRows][kWide] = {};
   accumulate<kRows, false>(a, row, k0, k1, x, ldx, acc);
   store_rows<kRows>(y + row * ldy, ldy, acc);
 }
 
 // Rows `row ..` of (L + I)^-1 X, X in place, those above being done; their sums begin at k0.
 void substitute_down(const double* lower, int64_t ld, int64_t row, int64_t k0, double* x, int64_t ldx) {
-  typename Vector::type acc[kRows][kVectors];
+  typename Vector::type acc[kRows][kWide];
   load_rows<kRows>(x + row * ldx, ldx, acc);
   accumulate<kRows, true>({lower, ld, 1}, row, k0, row, x, ldx, acc);
   NF_UNROLL
@@ -79,14 +80,15 @@ void substitute_down(const double* lower, int64_t ld, int64_t row, int64_t k0, d
   for (int j = 0; j < i; ++j) {
     const double w = lower[(row + i) * ld + row + j];
     NF_UNROLL
-    for (int v = 0; v < kVectors; ++v) acc[i][v] -= w * acc[j][v];
+    for (int v = 0; v < kWide; ++v) acc[i][v] -= w * acc[j][v];
   }
   store_rows<kRows>(x + row * ldx, ldx, acc);
 }
 
-// Rows `row ..` of U^-1 X, those below being done; U has its diagonal.
-void substitute_up(const double* upper, int64_t ld, int64_t row, int64_t end, double* x, int64_t ldx) {
-  typename Vector::type acc[kRows][kVectors];
+// Rows `row ..` of U^-1 X, those below being done; `reciprocal` is 1 / the diagonal.
+void substitute_up(const double* upper, int64_t ld, const double* reciprocal, int64_t row, int64_t end, double* x,
+                   int64_t ldx) {
+  typename Vector::type acc[kRows][kWide];
   load_rows<kRows>(x + row * ldx, ldx, acc);
   accumulate<kRows, true>({upper, ld, 1}, row, row + kRows, end, x, ldx, acc);
   NF_UNROLL
@@ -95,11 +97,10 @@ void substitute_up(const double* upper, int64_t ld, int64_t row, int64_t end, do
     for (int j = i + 1; j < kRows; ++j) {
       const double w = upper[(row + i) * ld + row + j];
       NF_UNROLL
-      for (int v = 0; v < kVectors; ++v) acc[i][v] -= w * acc[j][v];
+      for (int v = 0; v < kWide; ++v) acc[i][v] -= w * acc[j][v];
     }
-    const double reciprocal = 1.0 / upper[(row + i) * ld + row + i];
     NF_UNROLL
-    for (int v = 0; v < kVectors; ++v) acc[i][v] *= reciprocal;
+    for (int v = 0; v < kWide; ++v) acc[i][v] *= reciprocal[row + i];
   }
   store_rows<kRows>(x + row * ldx, ldx, acc);
 }
@@ -150,7 +151,7 @@ void load_lower(const LUFactors& lu, const Shape& at, int64_t k, bool ones, doub
   }
 }
 
-// The upper triangle with s on the diagonal, 1 on that of the padding, which is divided by as well.
+// The upper triangle with s on the diagonal.
 template <typename T>
 void load_upper(const LUFactors& lu, const Shape& at, int64_t k, const double* s, double* to) {
   const auto* from = static_cast<const T*>(lu.upper) + k * lu.channels * lu.channels;
@@ -159,7 +160,6 @@ void load_upper(const LUFactors& lu, const Shape& at, int64_t k, const double* s
     for (int64_t j = i + 1; j < lu.channels; ++j)
       to[i * at.columns + j] = static_cast<double>(from[i * lu.channels + j]);
   }
-  for (int64_t i = lu.channels; i < at.rows; ++i) to[i * at.columns + i] = 1.0;
 }
 
 template <typename T>
@@ -191,8 +191,9 @@ struct ForwardJob {
   Shape at;
 
   struct Scratch {
-    Buffer<double> s, lower, upper, made;
-    explicit Scratch(const Shape& at) : s(at.columns), lower(at.square), upper(at.square), made(at.square) {}
+    Buffer<double> s, reciprocal, lower, upper, made;
+    explicit Scratch(const Shape& at)
+        : s(at.columns), reciprocal(at.columns), lower(at.square), upper(at.square), made(at.square) {}
   };
 
   // Columns [n0, n1) of (L + I) U, written with its rows permuted.
@@ -218,19 +219,25 @@ struct ForwardJob {
     load_lower<T>(io.lu, at, k, false, m.lower.data);
     for (int64_t i = 0; i < at.rows; ++i)
       for (int64_t n = n0; n < n1; ++n) m.made.data[i * ld + n] = i == n ? 1.0 : 0.0;
+    for (int64_t i = 0; i < c; ++i) m.reciprocal.data[i] = 1.0 / m.s.data[i];
     for (int64_t n = n0; n < n1; n += kGroup) {
       for (int64_t row = n / kRows * kRows; row < at.rows; row += kRows)
         substitute_down(m.lower.data, ld, row, n, m.made.data + n, ld);
       for (int64_t row = at.rows - kRows; row >= 0; row -= kRows)
-        substitute_up(m.upper.data, ld, row, at.rows, m.made.data + n, ld);
+        substitute_up(m.upper.data, ld, m.reciprocal.data, row, at.rows, m.made.data + n, ld);
     }
     const int64_t* p = io.lu.permutation ? io.lu.permutation + k * c : nullptr;
     auto* to = static_cast<T*>(io.inverse) + k * c * c;
-    for (int64_t i = 0; i < c; ++i)
-      for (int64_t n = 0; n < c; ++n) {
-        const int64_t from = p ? p[n] : n;
-        if (from >= n0 && from < n1) to[i * c + n] = static_cast<T>(m.made.data[i * ld + from]);
-      }
+    for (int64_t i = 0; i < c; ++i) {
+      const double* from = m.made.data + i * ld;
+      if (!p)
+        for (int64_t n = n0; n < n1 && n < c; ++n) to[i * c + n] = static_cast<T>(from[n]);
+      else if (at.units == 1)
+        for (int64_t n = 0; n < c; ++n) to[i * c + n] = static_cast<T>(from[p[n]]);
+      else
+        for (int64_t n = 0; n < c; ++n)
+          if (p[n] >= n0 && p[n] < n1) to[i * c + n] = static_cast<T>(from[p[n]]);
+    }
   }
 
   static void body(void* self, int64_t begin, int64_t end) {
