@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from ..case import Op
-from . import affine_coupling, autoregressive_conv, channel_mix, coupling_mix, dequantize, gaussian_log_density
+from . import (
+    affine_coupling,
+    autoregressive_conv,
+    channel_mix,
+    coupling_mix,
+    dequantize,
+    gaussian_log_density,
+    lu_compose,
+)
 
-TABLES = (affine_coupling, autoregressive_conv, channel_mix, coupling_mix, gaussian_log_density, dequantize)
+TABLES = (
+    affine_coupling,
+    channel_mix,
+    coupling_mix,
+    gaussian_log_density,
+    dequantize,
+    lu_compose,
+    autoregressive_conv,
+)
 
 
 def tables(names: list[str] | None = None) -> list[Op]:
