@@ -40,6 +40,9 @@ def calls():
             torch.randn(64, 12).to(raw).requires_grad_(),
         )
         yield ops.affine_coupling(rows, raw_rows)
+        for channels in (12, 48, 64, 512):
+            triangle = torch.zeros(1, channels, channels, dtype=arithmetic, requires_grad=True)
+            yield ops.lu_compose(triangle, triangle, torch.zeros(1, channels, dtype=arithmetic))
         yield ops.dequantize(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ops.random_key(0), dtype=data)
         yield ops.dequantize(torch.zeros(2, 3, 8, 8, dtype=data, requires_grad=True), ops.random_key(0), alpha=0.05)
 
