@@ -141,34 +141,69 @@ void diagonal_of(const LUFactors& lu, int64_t k, double* s) {
     s[i] = diagonal_value(lu.diagonal, static_cast<double>(raw[i]), sign ? static_cast<double>(sign[i]) : 1.0, lu.eps);
 }
 
-// The strict lower triangle, with ones on the diagonal where wanted; zero elsewhere (the buffer was zeroed once).
+// Of a row of n: the elements of [begin, end), zeros around them. Both read all of the row, so that they vectorise.
 template <typename T>
-void load_lower(const LUFactors& lu, const Shape& at, int64_t k, bool ones, double* to) {
-  const auto* from = static_cast<const T*>(lu.lower) + k * lu.channels * lu.channels;
-  for (int64_t i = 0; i < lu.channels; ++i) {
-    for (int64_t j = 0; j < i; ++j) to[i * at.columns + j] = static_cast<double>(from[i * lu.channels + j]);
-    to[i * at.columns + i] = ones ? 1.0 : 0.0;
+NF_FN void widen(const T* from, int64_t n, int64_t begin, int64_t end, double* to) {
+  NF_INDEPENDENT
+  for (int64_t j = 0; j < n; ++j) {
+    const double v = static_cast<double>(from[j]);
+    to[j] = j >= begin && j < end ? v : 0.0;
   }
 }
 
-// The upper triangle with s on the diagonal.
+template <typename T>
+NF_FN void narrow(const double* from, int64_t n, int64_t begin, int64_t end, T* to) {
+  NF_INDEPENDENT
+  for (int64_t j = 0; j < n; ++j) {
+    const T v = static_cast<T>(from[j]);
+    to[j] = j >= begin && j < end ? v : T(0);
+  }
+}
+
+// to [n, ld] = the transpose of from [n, n], eight rows at a time.
+template <typename T>
+void widen_transposed(const T* from, int64_t n, double* to, int64_t ld) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (int64_t j = 0; j < n; ++j) {
+      double column[8];
+      NF_UNROLL
+      for (int e = 0; e < 8; ++e) column[e] = static_cast<double>(from[(i + e) * n + j]);
+      std::memcpy(to + j * ld + i, column, sizeof column);
+    }
+  for (; i < n; ++i)
+    for (int64_t j = 0; j < n; ++j) to[j * ld + i] = static_cast<double>(from[i * n + j]);
+}
+
+// The strict lower triangle with `diagonal` on its diagonal, zeros above. The padding stays as it is.
+template <typename T>
+void load_lower(const LUFactors& lu, const Shape& at, int64_t k, double diagonal, double* to) {
+  const int64_t c = at.channels, ld = at.columns;
+  const auto* from = static_cast<const T*>(lu.lower) + k * c * c;
+  for (int64_t i = 0; i < c; ++i) {
+    widen(from + i * c, c, 0, i, to + i * ld);
+    to[i * ld + i] = diagonal;
+  }
+}
+
+// The upper triangle with s on the diagonal, zeros below.
 template <typename T>
 void load_upper(const LUFactors& lu, const Shape& at, int64_t k, const double* s, double* to) {
-  const auto* from = static_cast<const T*>(lu.upper) + k * lu.channels * lu.channels;
-  for (int64_t i = 0; i < lu.channels; ++i) {
-    to[i * at.columns + i] = s[i];
-    for (int64_t j = i + 1; j < lu.channels; ++j)
-      to[i * at.columns + j] = static_cast<double>(from[i * lu.channels + j]);
+  const int64_t c = at.channels, ld = at.columns;
+  const auto* from = static_cast<const T*>(lu.upper) + k * c * c;
+  for (int64_t i = 0; i < c; ++i) {
+    widen(from + i * c, c, i + 1, c, to + i * ld);
+    to[i * ld + i] = s[i];
   }
 }
 
 template <typename T>
 void load_upper_transposed(const LUFactors& lu, const Shape& at, int64_t k, const double* s, double* to) {
-  const auto* from = static_cast<const T*>(lu.upper) + k * lu.channels * lu.channels;
-  for (int64_t i = 0; i < lu.channels; ++i) {
-    to[i * at.columns + i] = s[i];
-    for (int64_t j = i + 1; j < lu.channels; ++j)
-      to[j * at.columns + i] = static_cast<double>(from[i * lu.channels + j]);
+  const int64_t c = at.channels, ld = at.columns;
+  widen_transposed(static_cast<const T*>(lu.upper) + k * c * c, c, to, ld);
+  for (int64_t i = 0; i < c; ++i) {
+    to[i * ld + i] = s[i];
+    for (int64_t j = i + 1; j < c; ++j) to[i * ld + j] = 0.0;
   }
 }
 
@@ -176,11 +211,8 @@ template <typename T>
 void load_matrix(const void* data, const Shape& at, int64_t k, bool transposed, double* to) {
   const int64_t c = at.channels;
   const auto* from = static_cast<const T*>(data) + k * c * c;
-  for (int64_t i = 0; i < c; ++i)
-    if (transposed)
-      for (int64_t j = 0; j < c; ++j) to[j * at.columns + i] = static_cast<double>(from[i * c + j]);
-    else
-      for (int64_t j = 0; j < c; ++j) to[i * at.columns + j] = static_cast<double>(from[i * c + j]);
+  if (transposed) return widen_transposed(from, c, to, at.columns);
+  for (int64_t i = 0; i < c; ++i) widen(from + i * c, c, 0, c, to + i * at.columns);
 }
 
 // --- forward ---------------------------------------------------------------------------------------------------------
@@ -199,7 +231,7 @@ struct ForwardJob {
   // Columns [n0, n1) of (L + I) U, written with its rows permuted.
   void make_weight(int64_t k, int64_t n0, int64_t n1, Scratch& m) const {
     const int64_t c = at.channels, ld = at.columns;
-    load_lower<T>(io.lu, at, k, true, m.lower.data);
+    load_lower<T>(io.lu, at, k, 1.0, m.lower.data);
     for (int64_t n = n0; n < n1; n += kGroup)
       for (int64_t row = 0; row < at.rows; row += kRows) {
         const int64_t last = row + kRows < n + kGroup ? row + kRows : n + kGroup;
@@ -216,7 +248,7 @@ struct ForwardJob {
   // Columns [n0, n1) of U^-1 (L + I)^-1, each written where the permutation puts it.
   void make_inverse(int64_t k, int64_t n0, int64_t n1, Scratch& m) const {
     const int64_t c = at.channels, ld = at.columns;
-    load_lower<T>(io.lu, at, k, false, m.lower.data);
+    load_lower<T>(io.lu, at, k, 0.0, m.lower.data);
     for (int64_t i = 0; i < at.rows; ++i)
       for (int64_t n = n0; n < n1; ++n) m.made.data[i * ld + n] = i == n ? 1.0 : 0.0;
     for (int64_t i = 0; i < c; ++i) m.reciprocal.data[i] = 1.0 / m.s.data[i];
@@ -325,20 +357,16 @@ struct BackwardJob {
     auto* dlower = static_cast<T*>(io.dlower) + k * c * c;
     auto* dupper = static_cast<T*>(io.dupper) + k * c * c;
     if (io.dweight || io.dinverse) {
-      std::memset(m.b.data, 0, at.square * sizeof(double));
       load_upper_transposed<T>(io.lu, at, k, m.s.data, m.b.data);
       for (int64_t row = n0; row < end; row += kRows)
         for (int64_t n = 0; n < row + kRows; n += kGroup)
           product({grad, ld, 1}, row, n, c, m.b.data + n, ld, m.a.data + n, ld);
-      for (int64_t i = n0; i < end; ++i)
-        for (int64_t n = 0; n < c; ++n) dlower[i * c + n] = n < i ? static_cast<T>(m.a.data[i * ld + n]) : T(0);
-      std::memset(m.b.data, 0, at.square * sizeof(double));
-      load_lower<T>(io.lu, at, k, true, m.b.data);
+      for (int64_t i = n0; i < end; ++i) narrow(m.a.data + i * ld, c, 0, i, dlower + i * c);
+      load_lower<T>(io.lu, at, k, 1.0, m.b.data);
       for (int64_t row = n0; row < end; row += kRows)
         for (int64_t n = row / kGroup * kGroup; n < ld; n += kGroup)
           product({m.b.data, 1, ld}, row, row, c, grad + n, ld, m.a.data + n, ld);
-      for (int64_t i = n0; i < end; ++i)
-        for (int64_t n = 0; n < c; ++n) dupper[i * c + n] = n > i ? static_cast<T>(m.a.data[i * ld + n]) : T(0);
+      for (int64_t i = n0; i < end; ++i) narrow(m.a.data + i * ld, c, i + 1, c, dupper + i * c);
     } else {
       for (int64_t i = n0 * c; i < end * c; ++i) dlower[i] = dupper[i] = T(0);
     }
