@@ -1,4 +1,4 @@
-"""Couplings of other libraries as contenders, where they are installed: their own classes, given our params."""
+"""Layers of other libraries as contenders, where they are installed: their own classes, given our params."""
 
 from __future__ import annotations
 
@@ -56,6 +56,41 @@ def nflows_coupling() -> Peer:
         return made[key].inverse(x) if inverse else made[key].forward(x)
 
     return Peer(run)
+
+
+def nflows_lu_linear() -> Peer:
+    """``nflows.transforms.LULinear``, its parameters ours: packed triangles, as it keeps them."""
+    from nflows.transforms import LULinear
+
+    made, last = {}, {}
+
+    def adapt(v: Inputs) -> Inputs:
+        below, above = (torch.ones_like(v["lower"], dtype=torch.bool).tril(-1) for _ in range(2))
+        return {"x": v["x"], "lower": v["lower"][below], "upper": v["upper"][above.t()], "log_s": v["log_s"],
+                "bias": v["bias"]}  # fmt: skip
+
+    def run(v: Inputs, inverse: bool):
+        key = (v["x"].shape[1], v["x"].device)
+        if key not in made:
+            made[key] = LULinear(v["x"].shape[1]).to(v["x"].device)
+            made[key]._parameters.clear()
+        layer = made[key]
+        layer.lower_entries, layer.upper_entries = v["lower"], v["upper"]
+        layer.unconstrained_upper_diag, layer.bias = v["log_s"], v["bias"]
+        last["inverse"] = inverse
+        return ((layer.inverse if inverse else layer.forward)(v["x"])[0],)
+
+    def check(v: Inputs, outputs) -> bool:
+        """The map alone: gradients of packed triangles have another shape."""
+        from nfkernels.reference.lu_compose import Diagonal
+        from nfkernels.reference.lu_linear import forward
+
+        wide = {k: t.double() for k, t in v.items()}
+        want = forward(wide["x"], wide["lower"], wide["upper"], wide["log_s"], None, None, wide["bias"],
+                       int(Diagonal.softplus), 1e-3, last["inverse"])  # fmt: skip
+        return bool((outputs[0].double() - want).norm() <= 1e-3 * want.norm())
+
+    return Peer(run, adapt, check)
 
 
 COUPLINGS = {"normflows": normflows_coupling, "nflows": nflows_coupling}

@@ -11,6 +11,7 @@ from . import (
     dequantize,
     gaussian_log_density,
     lu_compose,
+    lu_linear,
 )
 
 TABLES = (
@@ -20,6 +21,7 @@ TABLES = (
     gaussian_log_density,
     dequantize,
     lu_compose,
+    lu_linear,
     autoregressive_conv,
 )
 

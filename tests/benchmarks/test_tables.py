@@ -29,6 +29,9 @@ N = 2 * 8 * 4 * 4  # elements; 4 bytes each
         ("channel_mix", BACKWARD, "", 3),
         ("coupling_mix", FORWARD, "", 3),
         ("coupling_mix", BACKWARD, "", 5),
+        ("lu_linear", FORWARD, "", 2),
+        ("lu_linear", INVERSE, "", 2),
+        ("lu_linear", STEP, "", 5),
         ("gaussian_log_density", FORWARD, "", 3),
         ("gaussian_log_density", FORWARD, "standard normal", 1),
         ("gaussian_log_density", BACKWARD, "", 6),
@@ -121,3 +124,16 @@ def test_other_libraries_compute_the_same(library):
             )
         verdict = compare(got, plain, target, ours=False)
         assert verdict.ok, verdict.reason
+
+
+def test_the_other_lu_linear_computes_the_same():
+    pytest.importorskip("nflows")
+    op = OPS["lu_linear"]
+    peer = op.peers("nflows")["nflows"]
+    for direction in (FORWARD, INVERSE, STEP):
+        sample = draw(op, Case(op.name, direction, (40, 6), "nflows"), "cpu")
+        theirs = type(sample)(peer.adapt(sample.inputs), sample.cotangents)
+        with torch.set_grad_enabled(direction == STEP):
+            got = prepare(op, Case(op.name, direction, (40, 6), "nflows"), peer.run, theirs)()
+        assert peer.check(sample.inputs, got)
+        assert not peer.check(sample.inputs, (got[0] + 0.5,))
