@@ -31,6 +31,8 @@ def calls():
             weight = torch.linalg.qr(torch.randn(channels, channels, dtype=arithmetic))[0].requires_grad_()
             yield ops.affine_coupling(x, params, identity="first")
             yield ops.channel_mix(x, weight)
+            factors = (weight, weight, weight[0], weight[0])
+            yield ops.lu_linear(x, *factors), ops.lu_linear(x, *factors, inverse=True)
             if channels <= 64:
                 yield ops.coupling_mix(x, params, weight, inverse_weight=weight.detach().t().contiguous())
             both = torch.cat([params, params], 1)

@@ -40,6 +40,9 @@ def cases(target: str):
     for learned in (False, True):
         name = "learned" if learned else "standard"
         yield f"gaussian_log_density {name}", launch.density(target, image, learned=learned)
+    for width in (12, 64, 128):
+        with pytest.MonkeyPatch.context() as patch:
+            yield f"lu_linear D={width}", launch.lu(target, patch, (64, width, 16, 16))
     yield "dequantize with a logit", launch.dequantized(target, (64, 3, 32, 32))
 
 

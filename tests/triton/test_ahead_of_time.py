@@ -31,6 +31,7 @@ from nfkernels.triton import (
     dequantize,
     gaussian_log_density,
     lu_compose,
+    lu_linear,
     philox_uniform,
 )
 
@@ -443,6 +444,47 @@ def test_every_form_of_lu_compose_fits_its_kernel():
         composed("sm_90", 4, channels)
     composed("sm_90", 3, 7, permuted=False, need=(True, False))
     composed("sm_90", 3, 7, permuted=False, softplus=True, need=(False, True))
+
+
+# --- the LU linear map -----------------------------------------------------------------------------------------------
+
+
+def lu(target, monkeypatch, shape, *, inverse=False, dtype=F32, last=False, permuted=True):
+    """Forward and backward, with everything that is optional where ``permuted``."""
+    monkeypatch.setattr(channel_mix, "generation_of", lambda x: GENERATION[target])
+    x = torch.zeros(shape, dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    matrix = torch.zeros(shape[1], shape[1], dtype=F64 if dtype == F64 else F32)
+    options = (matrix[0], torch.arange(shape[1])) if permuted else (None, None)
+    factors = (matrix, matrix, matrix[0], *options)
+    bias = matrix[0] if permuted else None
+    binaries = compiled(target, lambda: lu_linear.forward(x, *factors, bias, 0, 0.0, inverse))
+    return binaries + compiled(
+        target, lambda: lu_linear.backward(x, x, *factors, 0, 0.0, inverse, True, True, permuted)
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "width"), [*((t, 64) for t in TARGETS), *(("sm_90", c) for c in (1, 12, 24, 48, 128))]
+)
+def test_lu_linear(target, width, monkeypatch):
+    for inverse in (False, True):
+        for binary in lu(target, monkeypatch, (4, width, 16, 16), inverse=inverse):
+            if binary.name == "sweep_kernel" and target in NVIDIA and width >= 12:
+                counts = fake_driver.global_accesses(fake_driver.disassembly(binary))
+                assert counts["LDG.128"] > 0, counts
+                assert counts["STG.128"] > 0, counts
+    lu(target, monkeypatch, (300, width), permuted=False)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("width", [1, 2, 3, 8, 17, 32, 64, 100, 128])
+@pytest.mark.parametrize("dtype", [F32, F64, BF16], ids=str)
+def test_lu_linear_everything(target, width, dtype, monkeypatch):
+    for inverse in (False, True):
+        lu(target, monkeypatch, (3, width, 7, 7), inverse=inverse, dtype=dtype, last=True)
+        lu(target, monkeypatch, (300, width), inverse=inverse, dtype=dtype)
 
 
 # --- the package -----------------------------------------------------------------------------------------------------

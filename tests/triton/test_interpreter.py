@@ -25,6 +25,7 @@ CHECKS = [
     "check_dequantize",
     "check_gaussian_log_density",
     "check_lu_compose",
+    "check_lu_linear",
     "check_scale_map",
 ]
 
