@@ -15,11 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference import lu_compose
 from ..reference.affine_coupling import compute_dtype
+from ..reference.lu_compose import Diagonal
 from . import _tiles as tiles
-from . import channel_mix
+from . import channel_mix, lu_compose
 from .channel_mix import _positions
+from .lu_compose import _diagonal
 
 TILE = 4096  # elements that 4 warps hold; half as many in float64
 
@@ -50,10 +51,10 @@ def _sweep(b_x, p_matrix, s_row, s_col, b_diagonal, o_d, D, LOWER: tl.constexpr,
 
 @triton.jit
 def sweep_kernel(
-    p_x, p_lower, p_upper, p_diagonal, p_bias, p_place, p_y, M, D, P,
+    p_x, p_lower, p_upper, p_log_s, p_sign, p_bias, p_place, p_y, M, D, P,
     s_xb, s_xc, s_xp, s_yb, s_yc, s_yp,
-    TRANSPOSED: tl.constexpr, SOLVE: tl.constexpr, ONE_POSITION: tl.constexpr, WIDE: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    SOFTPLUS: tl.constexpr, EPS: tl.constexpr, TRANSPOSED: tl.constexpr, SOLVE: tl.constexpr,
+    ONE_POSITION: tl.constexpr, WIDE: tl.constexpr, DTYPE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """One tile [D, M]. Row d of a permuted tile is channel ``place[d]``: at the output of products and of transposed
     solves, else at the input."""
@@ -68,7 +69,8 @@ def sweep_kernel(
     o_xm, m_m = _positions(i_m, M, P, s_xb, s_xp, ONE_POSITION, WIDE, BLOCK_M)
     o_xd = o_in.to(tl.int64) * s_xc if WIDE else o_in * s_xc
     b_x = tl.load(p_x + o_xm[None, :] + o_xd[:, None], mask=m_d[:, None] & m_m[None, :], other=0.0).to(DTYPE)
-    b_diagonal = tl.load(p_diagonal + o_d, mask=m_d, other=1.0)
+    _, b_s = _diagonal(p_log_s, p_sign, o_d, m_d, SOFTPLUS, EPS)
+    b_diagonal = (1.0 / b_s if SOLVE else b_s).to(DTYPE)
     if p_bias is not None:
         b_bias = tl.load(p_bias + o_place, mask=m_d, other=0.0)
         if SOLVE:
@@ -110,16 +112,15 @@ class Factors(NamedTuple):
 
 def _launch(x: Tensor, y: Tensor, f: Factors, bias: Tensor | None, transposed: bool, solve: bool) -> None:
     dtype = f.lower.dtype
-    s, _ = lu_compose.diagonal_of(f.log_s.double(), f.sign, f.diagonal, f.eps)
-    diagonal = (1 / s if solve else s).to(dtype)
     place = None if f.permutation is None else torch.argsort(f.permutation)
     width, size = x.shape[1], tiles.positions(x)
     count = x.shape[0] * size
     block_d = tiles.power_of_2(width)
     block_m = max(16, min(256, (TILE if dtype == torch.float32 else TILE // 2) // block_d))
     sweep_kernel[(tiles.divide_up(count, block_m),)](
-        x, f.lower, f.upper, diagonal, bias, place, y, count, width, size, *tiles.strides(x), *tiles.strides(y),
-        TRANSPOSED=transposed, SOLVE=solve, ONE_POSITION=size == 1, WIDE=count >= 2**30 or tiles.is_wide(x, y),
+        x, f.lower, f.upper, f.log_s, f.sign, bias, place, y, count, width, size, *tiles.strides(x), *tiles.strides(y),
+        SOFTPLUS=f.diagonal == Diagonal.softplus, EPS=f.eps, TRANSPOSED=transposed, SOLVE=solve,
+        ONE_POSITION=size == 1, WIDE=count >= 2**30 or tiles.is_wide(x, y),
         DTYPE=tiles.TRITON_DTYPE[dtype], BLOCK_D=block_d, BLOCK_M=block_m,
         num_warps=4, num_stages=1, enable_fp_fusion=True,
     )  # fmt: skip
@@ -164,5 +165,5 @@ def backward(
         if need_dparams:
             stacked = [None if t is None else t[None] for t in factors[:5]]
             made = lu_compose.backward(*stacked, None, dweight[None], None, None, diagonal, eps)
-            dparams = [t[0].contiguous() for t in made]
+            dparams = [t[0] for t in made]
     return dx, *dparams, dbias
