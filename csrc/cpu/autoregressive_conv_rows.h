@@ -29,7 +29,8 @@ typedef int64_t Mask8 __attribute__((vector_size(NF_VECTOR_BYTES)));
 
 // Swaps the off-diagonal halves of 2 step x 2 step squares.
 template <typename T, int step, int... l>
-void exchange(typename Simd<T>::type (&rows)[kLanes<T>], std::integer_sequence<int, l...>) {
+inline __attribute__((always_inline)) void exchange(typename Simd<T>::type (&rows)[kLanes<T>],
+                                                    std::integer_sequence<int, l...>) {
   constexpr int n = kLanes<T>;
   NF_UNROLL
   for (int i = 0; i < n; ++i) {
@@ -41,7 +42,7 @@ void exchange(typename Simd<T>::type (&rows)[kLanes<T>], std::integer_sequence<i
 }
 
 template <typename T, int step = kLanes<T> / 2>
-void transpose_square(typename Simd<T>::type (&rows)[kLanes<T>]) {
+inline __attribute__((always_inline)) void transpose_square(typename Simd<T>::type (&rows)[kLanes<T>]) {
   exchange<T, step>(rows, std::make_integer_sequence<int, kLanes<T>>());
   if constexpr (step > 1) transpose_square<T, step / 2>(rows);
 }

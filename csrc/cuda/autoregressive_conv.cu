@@ -52,7 +52,7 @@ NF_DEVICE void pack_weights(const ConvTask<T>& k, int first, int count, int64_t 
 }
 
 template <typename T>
-__global__ __launch_bounds__(kThreads) void pack_all(ConvTask<T> k, T* to) {
+__global__ __launch_bounds__(kThreads) void conv_pack(ConvTask<T> k, T* to) {
   pack_weights(k, 0, k.padded, blockIdx.x * int64_t{kThreads} + threadIdx.x, gridDim.x * int64_t{kThreads}, to);
 }
 
@@ -64,7 +64,7 @@ NF_DEVICE const StorageType<d>* source(const View& v, int64_t b) {
 // --- forward ---------------------------------------------------------------------------------------------------------
 
 template <DType d, int packs, bool in_shared>
-__global__ __launch_bounds__(kThreads, 2) void product(ConvTask<Arithmetic<d>> k, int groups) {
+__global__ __launch_bounds__(kThreads, 2) void conv_product(ConvTask<Arithmetic<d>> k, int groups) {
   using T = Arithmetic<d>;
   constexpr int n = kPack<T>, count = packs * n;
   NF_SHARED(T, shared);
@@ -128,7 +128,7 @@ NF_DEVICE int64_t pixel_of(int h, int w, int height, int width, bool reverse) {
 }
 
 template <DType d, Place place>
-__global__ __launch_bounds__(kThreads, 2) void solve(ConvTask<Arithmetic<d>> k) {
+__global__ __launch_bounds__(kThreads, 2) void conv_solve(ConvTask<Arithmetic<d>> k) {
   using T = Arithmetic<d>;
   constexpr int n = kPack<T>;
   NF_SHARED(T, shared);
@@ -246,7 +246,7 @@ void pack_to_scratch(ConvTask<T>& task, const Launch& on) {
   const int64_t total = int64_t{tap_count(task.form)} * task.channels * task.padded;
   T* packed = static_cast<T*>(on.scratch(total * sizeof(T)));
   const int64_t blocks = divide_up(total, kThreads);
-  launch(pack_all<T>, on, blocks < 1024 ? blocks : 1024, kThreads, 0, task, packed);
+  launch(conv_pack<T>, on, blocks < 1024 ? blocks : 1024, kThreads, 0, task, packed);
   task.weight = packed;
 }
 
@@ -258,12 +258,12 @@ void launch_product(const ConvTask<Arithmetic<d>>& task, const Launch& on) {
   const int groups = static_cast<int>(divide_up(task.channels, count));
   const int64_t bytes = int64_t{tap_count(task.form)} * task.channels * count * sizeof(T);
   if (bytes <= static_cast<int64_t>(kShared)) {
-    launch(product<d, packs, true>, on, tiles * groups, kThreads, bytes, task, groups);
+    launch(conv_product<d, packs, true>, on, tiles * groups, kThreads, bytes, task, groups);
   } else {
     ConvTask<T> packed = task;
     packed.padded = groups * count;
     pack_to_scratch(packed, on);
-    launch(product<d, packs, false>, on, tiles * groups, kThreads, 0, packed, groups);
+    launch(conv_product<d, packs, false>, on, tiles * groups, kThreads, 0, packed, groups);
   }
 }
 
@@ -293,15 +293,15 @@ void run_solve(ConvTask<Arithmetic<d>> task, const Launch& on) {
   const int threads = items >= kThreads ? kThreads : items > 64 ? static_cast<int>(divide_up(items, 32) * 32) : 64;
   const int64_t most = 4 * int64_t{on.multiprocessors}, blocks = task.batch < most ? task.batch : most;
   if (weights + task.kept <= limit) {
-    launch(solve<d, Place::shared>, on, blocks, threads, (weights + task.kept) * sizeof(T), task);
+    launch(conv_solve<d, Place::shared>, on, blocks, threads, (weights + task.kept) * sizeof(T), task);
     return;
   }
   pack_to_scratch(task, on);
   if (task.kept <= limit) {
-    launch(solve<d, Place::ring_shared>, on, blocks, threads, task.kept * sizeof(T), task);
+    launch(conv_solve<d, Place::ring_shared>, on, blocks, threads, task.kept * sizeof(T), task);
   } else {
     task.ring = static_cast<T*>(on.scratch(blocks * task.kept * sizeof(T)));
-    launch(solve<d, Place::global>, on, blocks, threads, 0, task);
+    launch(conv_solve<d, Place::global>, on, blocks, threads, 0, task);
   }
 }
 

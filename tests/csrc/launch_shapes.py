@@ -33,6 +33,9 @@ def calls():
             yield ops.channel_mix(x, weight)
             factors = (weight, weight, weight[0], weight[0])
             yield ops.lu_linear(x, *factors), ops.lu_linear(x, *factors, inverse=True)
+            taps = torch.zeros(channels, channels, 3, 3, dtype=arithmetic)
+            taps[:, :, 1, 1] = torch.eye(channels)
+            yield ops.autoregressive_conv(x, taps), ops.autoregressive_conv(x, taps, inverse=True)
             if channels <= 64:
                 yield ops.coupling_mix(x, params, weight, inverse_weight=weight.detach().t().contiguous())
             both = torch.cat([params, params], 1)

@@ -143,10 +143,13 @@ def test_native_matches_reference(channels, dtype):
         against_reference(x, kernel(channels, size, compute), bias, dy, **options)
 
 
+SIZES = [(3, 5, 70, 40), (33, 12, 9, 8), (2, 96, 12, 12), (1, 33, 160, 2), (2, 130, 3, 3), (1, 400, 2, 3)]
+
+
 @pytest.mark.parametrize("inverse", [False, True])
-@pytest.mark.parametrize("shape", [(3, 5, 70, 40), (33, 12, 9, 8), (2, 96, 12, 12), (1, 4, 300, 2), (2, 130, 3, 3)])
+@pytest.mark.parametrize("shape", SIZES, ids=str)
 def test_sizes_past_one_tile(shape, inverse):
-    """Rows longer than a block, weights past shared memory, a group of samples and some more."""
+    """Rows longer than a block, weights and wavefronts past shared memory, a group of samples and some more."""
     for order, mask in KINDS[:2]:
         x, dy, weight = torch.randn(shape), torch.randn(shape), kernel(shape[1], 3, torch.float32)
         against_reference(x, weight, torch.randn(shape[1]), dy, order=order, mask=mask, inverse=inverse)
