@@ -149,7 +149,7 @@ RowPacking<T> row_packing_for(DType d) {
 template <typename T>
 struct Group {
   using Scalar = T;
-  static constexpr int parts = 1;
+  static constexpr int parts = 1, part = 0;
   using V = Simd<T>;
   struct Value {
     typename V::type part[kVectors];
