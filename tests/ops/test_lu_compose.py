@@ -123,7 +123,7 @@ def test_up_to_the_largest_on_a_gpu():
         against_reference("backward", *given, inverse, None, torch.randn_like(inverse), None, 0, 0.0)
 
 
-@pytest.mark.parametrize("need", itertools.product([False, True], repeat=3))
+@pytest.mark.parametrize("need", list(itertools.product([False, True], repeat=3)))
 @pytest.mark.parametrize("channels", [3, 33, 70])
 def test_any_of_the_gradients_may_be_missing(channels, need):
     for i in (0, 3, 5):
@@ -136,7 +136,7 @@ def test_any_of_the_gradients_may_be_missing(channels, need):
         against_reference("backward", *given, inverse if need[1] else None, *grads, *kind)
 
 
-@pytest.mark.parametrize("need", itertools.product([False, True], repeat=2))
+@pytest.mark.parametrize("need", list(itertools.product([False, True], repeat=2)))
 def test_only_what_is_asked_for_is_made(need):
     for backend in ("native", "reference"):
         lower, upper, log_s, sign, permutation = factors(2, 5)
