@@ -12,8 +12,6 @@
 namespace nf {
 namespace NF_ISA {
 
-void lu_compose_backward(const LUComposeBackward&, const Launch&);  // lu_compose.cpp
-
 namespace {
 
 // The matrix as the sweeps want it, and which row of a permuted tile a channel has.
@@ -102,13 +100,67 @@ void forward(LULinearForward k, const Launch& on) {
 
 // --- backward --------------------------------------------------------------------------------------------------------
 
+// acc[i, :] += sum over `count` rows of a[i] b[:], for `rows` of dW's rows and `vectors` of its columns: both from
+// memory as tables lie in it.
+template <typename T, int rows, int vectors>
+void outer_of_rows(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t count, T* acc, int64_t ld) {
+  using V = Simd<T>;
+  typename V::type sum[rows][vectors];
+  NF_UNROLL
+  for (int r = 0; r < rows; ++r) NF_UNROLL
+  for (int v = 0; v < vectors; ++v) sum[r][v] = V::load(acc + r * ld + v * V::lanes);
+  for (int64_t n = 0; n < count; ++n) {
+    typename V::type in[vectors];
+    NF_UNROLL
+    for (int v = 0; v < vectors; ++v) in[v] = V::load(b + n * ldb + v * V::lanes);
+    NF_UNROLL
+    for (int r = 0; r < rows; ++r) NF_UNROLL
+    for (int v = 0; v < vectors; ++v) sum[r][v] += a[n * lda + r] * in[v];
+  }
+  NF_UNROLL
+  for (int r = 0; r < rows; ++r) NF_UNROLL
+  for (int v = 0; v < vectors; ++v) V::store(acc + r * ld + v * V::lanes, sum[r][v]);
+}
+
+// Rows that stay in the first cache while all of dW passes over them.
+constexpr int64_t kNear = 64;
+
+template <typename T>
+void add_outer_of_rows(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t count, int64_t channels, T* acc) {
+  using F = void (*)(const T*, int64_t, const T*, int64_t, int64_t, T*, int64_t);
+#define NF_ROW(V)                                                                                   \
+  {                                                                                                 \
+    outer_of_rows<T, 1, V>, outer_of_rows<T, 2, V>, outer_of_rows<T, 3, V>, outer_of_rows<T, 4, V>, \
+        outer_of_rows<T, 5, V>, outer_of_rows<T, 6, V>                                              \
+  }
+  static const F table[][kRows] = {NF_ROW(1), NF_ROW(2), NF_ROW(kVectors == 4 ? 3 : 2), NF_ROW(kVectors)};
+#undef NF_ROW
+  constexpr int64_t lanes = Simd<T>::lanes;
+  for (int64_t n = 0; n < count; n += kNear)
+    for (int64_t j = 0; j < channels; j += group<T>()) {
+      const int64_t vectors = channels - j < group<T>() ? (channels - j) / lanes : kVectors;
+      for (int64_t i = 0; i < channels; i += kRows) {
+        const int64_t rows = channels - i < kRows ? channels - i : kRows;
+        table[vectors - 1][rows - 1](a + n * lda + i, lda, b + n * ldb + j, ldb, count - n < kNear ? count - n : kNear,
+                                     acc + i * channels + j, channels);
+      }
+    }
+}
+
+// Whether dW can be made from rows in memory: tables in the arithmetic's type, whole vectors to a row.
+template <typename T>
+bool lies_in_rows(const View& v, DType data, int64_t batch, int64_t channels) {
+  return data == native<T>() && batch == 1 && v.c == 1 && channels % Simd<T>::lanes == 0;
+}
+
 template <typename T>
 struct BackwardJob {
   const LULinearBackward& k;
   const Factors<T>& factors;
   Plan plan;
-  T* dweight;  // [chunks, channels, channels]: of the matrix without its permutation
-  T* dbias;    // [chunks, channels]: likewise
+  bool rows;   // dW from rows in memory
+  T* dweight;  // [chunks, channels, channels]: of the matrix without its permutation, but of itself where from rows
+  T* dbias;    // [chunks, channels]: without it
 
   void chunk(int64_t i, T* grad, T* x, MixSums<T>& sums) const {
     const Factors<T>& f = factors;
@@ -123,26 +175,64 @@ struct BackwardJob {
       // The sums take the gradient where it stands before the permutation: what a product begins with, or a solve
       // ends with.
       if (f.solve) f.sweep_tile(grad, whole);
-      if (dweight) {
+      if (dweight && !rows) {
         packing.pack(k.x, f.channels, k.positions, n0, n0 + count, f.straight.data, f.size, x);
         sums.add_products(grad, pitch<T>(), x, pitch<T>(), whole);
       }
       if (dbias) sums.add_sums(grad, pitch<T>(), whole);
       if (!f.solve && k.dx.data) f.sweep_tile(grad, whole);
       if (k.dx.data) packing.unpack(k.dx, f.channels, k.positions, n0, n0 + count, f.out(), grad);
+      if (dweight && rows) {
+        const View& side = f.solve ? k.dx : k.dy;
+        add_outer_of_rows(static_cast<const T*>(side.data) + n0 * side.p, side.p,
+                          static_cast<const T*>(k.x.data) + n0 * k.x.p, k.x.p, count, f.channels,
+                          dweight + i * f.channels * f.channels);
+      }
     }
-    if (dweight) sums.write_products(dweight + i * f.channels * f.channels);
+    if (dweight && !rows) sums.write_products(dweight + i * f.channels * f.channels);
     if (dbias) sums.write_sums(dbias + i * f.channels);
   }
 
   static void body(void* self, int64_t begin, int64_t end) {
     const auto& job = *static_cast<BackwardJob*>(self);
     const int64_t tile = job.factors.size * pitch<T>();
-    Buffer<T> grad(tile), x(job.dweight ? tile : 0);
+    Buffer<T> grad(tile), x(job.dweight && !job.rows ? tile : 0);
     MixSums<T> sums(job.factors.channels);
     for (int64_t i = begin; i < end; ++i) job.chunk(i, grad.data, x.data, sums);
   }
 };
+
+// dL = tril(G U^T), dU = triu(L^T G) and the diagonal's from G = P^T dW, whose row place[i] is row i of `dweight`,
+// times `sign`: products with triangles again, of G's columns and of its rows.
+template <typename T>
+void factor_gradients(const LULinearBackward& k, const T* dweight, const int64_t* place, T sign) {
+  const int64_t n = k.lu.channels;
+  const Factors<T> straight(k.lu, nullptr, false, false), transposed(k.lu, nullptr, true, false);
+  Buffer<T> below(straight.size * pitch<T>()), above(straight.size * pitch<T>());
+  auto *dlower = static_cast<T*>(k.dlower), *dupper = static_cast<T*>(k.dupper), *dlog_s = static_cast<T*>(k.dlog_s);
+  for (int64_t n0 = 0; n0 < n; n0 += kTile) {
+    const int64_t n1 = n0 + kTile < n ? n0 + kTile : n;
+    for (int64_t i = 0; i < n; ++i) {
+      const T* row = dweight + i * n;
+      for (int64_t j = n0; j < n1; ++j) above.data[place[i] * pitch<T>() + j - n0] = sign * row[j];
+      if (place[i] >= n0 && place[i] < n1)
+        for (int64_t j = 0; j < n; ++j) below.data[j * pitch<T>() + place[i] - n0] = sign * row[j];
+    }
+    const int whole = padded<T>(static_cast<int>(n1 - n0));
+    for (int column = 0; column < whole; column += group<T>()) {
+      sweep<kRows, false, false>(Group<T>{above.data + column}, transposed.triangles);
+      sweep<kRows, false, false>(Group<T>{below.data + column}, straight.triangles);
+    }
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = n0; j < n1; ++j) dupper[i * n + j] = j > i ? above.data[i * pitch<T>() + j - n0] : T(0);
+    for (int64_t i = n0; i < n1; ++i) {
+      for (int64_t j = 0; j < n; ++j) dlower[i * n + j] = j < i ? below.data[j * pitch<T>() + i - n0] : T(0);
+      const double raw = static_cast<const T*>(k.lu.log_s)[i];
+      const double s = straight.matrix.data[i * (straight.size + 1)];
+      dlog_s[i] = static_cast<T>(above.data[i * pitch<T>() + i - n0] * diagonal_slope(k.lu.diagonal, raw, s));
+    }
+  }
+}
 
 template <typename T>
 void backward(LULinearBackward k, const Launch& on) {
@@ -150,31 +240,26 @@ void backward(LULinearBackward k, const Launch& on) {
   join_samples(k.batch, k.positions, views, k.dx.data ? 3 : 2);
   const int64_t channels = k.lu.channels, square = channels * channels;
   const Factors<T> factors(k.lu, nullptr, true, k.inverse);
-  BackwardJob<T> job{k, factors, Plan::make<T>(DType::bf16, k.batch, k.positions, nullptr, 0), nullptr, nullptr};
+  const View& side = k.inverse ? k.dx : k.dy;
+  const bool rows =
+      side.data && lies_in_rows<T>(side, k.data, k.batch, channels) && lies_in_rows<T>(k.x, k.data, k.batch, channels);
+  BackwardJob<T> job{k, factors, Plan::make<T>(DType::bf16, k.batch, k.positions, nullptr, 0), rows, nullptr, nullptr};
   const int64_t chunks = job.plan.chunks;
   Buffer<T> dweight(k.dlower ? chunks * square : 0), dbias(k.dbias ? chunks * channels : 0);
   job.dweight = k.dlower ? dweight.data : nullptr;
   job.dbias = k.dbias ? dbias.data : nullptr;
   const int64_t work = job.plan.columns * channels * (2 * channels + 8);
   if (chunks) on.parallel(chunks, job.plan.grain(chunks, work), &job, BackwardJob<T>::body);
-  const T side = k.inverse ? T(-1) : T(1);  // inverted, -dx stands where dy does
+  const T side_of = k.inverse ? T(-1) : T(1);  // inverted, -dx stands where dy does
   if (k.dbias) {
     Buffer<T> sums(channels);
     add_partials(dbias.data, chunks, channels, sums.data);
-    for (int64_t c = 0; c < channels; ++c) static_cast<T*>(k.dbias)[c] = side * sums.data[factors.place.data[c]];
+    for (int64_t c = 0; c < channels; ++c) static_cast<T*>(k.dbias)[c] = side_of * sums.data[factors.place.data[c]];
   }
   if (!k.dlower) return;
   Buffer<T> sums(square);
   add_partials(dweight.data, chunks, square, sums.data);
-  for (int64_t i = 0; i < square; ++i) sums.data[i] *= side;
-  LUComposeBackward compose{};
-  compose.lu = k.lu;
-  compose.lu.permutation = nullptr;
-  compose.dweight = sums.data;
-  compose.dlower = k.dlower;
-  compose.dupper = k.dupper;
-  compose.dlog_s = k.dlog_s;
-  lu_compose_backward(compose, on);
+  factor_gradients(k, sums.data, rows ? factors.place.data : factors.straight.data, side_of);
 }
 
 }  // namespace
