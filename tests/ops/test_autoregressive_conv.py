@@ -340,6 +340,14 @@ def test_func_transforms_and_forward_mode(inverse):
     assert torch.func.jacrev(lambda w: f(x, w))(weight).shape == (*x.shape, 4, 4, 3, 3)
 
 
+def test_shapes_on_a_device_that_holds_none():
+    with torch.device("meta"):
+        layer, x = EmergingConv2d(4), torch.empty(2, 4, 5, 3)
+    for direction in (layer, layer.inverse):
+        y, logdet = direction(x)
+        assert (y.shape, logdet.shape) == (x.shape, (2,))
+
+
 X, W = torch.zeros(2, 4, 3, 3), torch.zeros(4, 4, 3, 3)
 
 
