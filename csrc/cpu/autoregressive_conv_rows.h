@@ -47,7 +47,8 @@ inline __attribute__((always_inline)) void transpose_square(typename Simd<T>::ty
   if constexpr (step > 1) transpose_square<T, step / 2>(rows);
 }
 
-// One row of up to kLanes samples, to and from [column][channel][lane]; columns from the right if reversed.
+// One row of up to kLanes samples, to and from [column][channel][lane]; columns from the right if reversed. The row
+// after it is asked for meanwhile: these are more streams than the hardware follows.
 template <typename T>
 struct Square {
   static constexpr int n = kLanes<T>;
@@ -77,10 +78,13 @@ struct Square {
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t w = 0; w < width; w += n) {
         const int columns = static_cast<int>(width - w < n ? width - w : n);
-        const int64_t p = row * width + (reverse ? width - w - columns : w);
+        const int64_t p = row * width + (reverse ? width - w - columns : w), after = reverse ? -width : width;
         if (direct && columns == n && count == n) {
           NF_UNROLL
-          for (int i = 0; i < n; ++i) square[i] = V::load(reinterpret_cast<const T*>(at(i, c, p)));
+          for (int i = 0; i < n; ++i) {
+            square[i] = V::load(reinterpret_cast<const T*>(at(i, c, p)));
+            __builtin_prefetch(at(i, c, p + after), 0, 2);
+          }
         } else {
           for (int i = 0; i < count; ++i) load(at(i, c, p), v.p, columns, spare + i * n);
           NF_UNROLL
@@ -108,7 +112,7 @@ struct Square {
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t w = 0; w < width; w += n) {
         const int columns = static_cast<int>(width - w < n ? width - w : n);
-        const int64_t p = row * width + (reverse ? width - w - columns : w);
+        const int64_t p = row * width + (reverse ? width - w - columns : w), after = reverse ? -width : width;
         const T* made = from + (w * channels + c) * n;
         if (columns == n) {
           NF_UNROLL
@@ -122,7 +126,10 @@ struct Square {
         transpose_square<T>(square);
         if (direct && columns == n && count == n) {
           NF_UNROLL
-          for (int i = 0; i < n; ++i) V::store(reinterpret_cast<T*>(at(i, c, p)), square[i]);
+          for (int i = 0; i < n; ++i) {
+            V::store(reinterpret_cast<T*>(at(i, c, p)), square[i]);
+            __builtin_prefetch(at(i, c, p + after), 1, 2);
+          }
         } else {
           T lines[n * n];
           NF_UNROLL
