@@ -34,7 +34,7 @@ class Record:
     def __init__(self, out: Path, facts: dict[str, Any], budget: Budget) -> None:
         folder = Path(out) / facts["folder"]
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = _free_name(folder, f"{facts['date']}-{facts['commit']}")
+        self.path = free_name(folder, f"{facts['date']}-{facts['commit']}")
         self.budget = budget
         self.data: dict[str, Any] = {
             "schema": SCHEMA, **facts, "finished": False, "seconds": 0.0, "stages": {}, "roofline": {}, "cases": []
@@ -88,7 +88,7 @@ class Record:
         return found
 
 
-def _free_name(folder: Path, stem: str) -> Path:
+def free_name(folder: Path, stem: str) -> Path:
     path, count = folder / f"{stem}.json", 2
     while path.exists():
         path, count = folder / f"{stem}-{count}.json", count + 1

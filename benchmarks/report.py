@@ -1,4 +1,5 @@
-"""``python -m benchmarks report``: results to the README's block, a page and a picture per device. Nothing is typed."""
+"""``python -m benchmarks report``: results to the README's block, a page and a picture per device, and the page of the
+linear flows. Nothing is typed."""
 
 from __future__ import annotations
 
@@ -37,6 +38,7 @@ def run(*, check: bool, root: Path = ROOT) -> int:
     """Writes README, pages and pictures; with ``check`` only says which text is out of date. Gives the exit status."""
     found = devices(root / "benchmarks" / "results")
     texts = {root / "README.md": readme(root, found)}
+    texts |= linear_flows(root)
     for name, data in found.items():
         texts[root / "benchmarks" / "results" / name / "README.md"] = device_page(data, source(data))
     stale = [path for path, text in texts.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
@@ -56,8 +58,18 @@ def run(*, check: bool, root: Path = ROOT) -> int:
     for name, data in found.items():
         if plottable(data):
             draw(data, root / "benchmarks" / "results" / name / "speed.png")
+    redraw(root)
     print("\n".join(str(path.relative_to(root)) for path in stale) or "everything was up to date")
     return 0
+
+
+def redraw(root: Path) -> None:
+    """The linear flows' pictures."""
+    from .complexity import page, picture
+
+    for folder, (sweeps, _) in page.measured(root / "benchmarks" / "results").items():
+        if sweeps:
+            picture.draw(sweeps, root / "benchmarks" / "results" / folder / "complexity.png")
 
 
 def source(data: dict[str, Any]) -> str:
@@ -75,8 +87,27 @@ def readme(root: Path, found: dict[str, dict]) -> str:
     text = (root / "README.md").read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"README.md must hold {BEGIN} and {END} once each")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{block(root, found)}\n{END}{rest.split(END)[1]}"
+    return filled(text, BEGIN, END, block(root, found))
+
+
+def filled(text: str, begin: str, end: str, block: str) -> str:
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{block}\n{end}{rest.split(end)[1]}"
+
+
+def linear_flows(root: Path) -> dict[Path, str]:
+    """The linear flows' page with its blocks made anew, where there is one."""
+    from .complexity import page
+
+    path = root / page.PAGE
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    for (begin, end), made in page.blocks(root / "benchmarks" / "results").items():
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"{page.PAGE} must hold {begin} and {end} once each")
+        text = filled(text, begin, end, made)
+    return {path: text}
 
 
 def block(root: Path, found: dict[str, dict]) -> str:
