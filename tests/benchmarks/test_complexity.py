@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+import re
 from dataclasses import replace
 
 import pytest
@@ -294,6 +295,16 @@ def test_check_covers_the_page(root, capsys):
     assert row(root, "| `LULinear(64)` |") == (
         "| `LULinear(64)` | 10 | loop 30, zuko unavailable (not here) | loop takes: 3x | 2x |"
     )
+
+
+def test_the_page_in_this_repository():
+    """Its example runs as printed, and its pictures are there."""
+    path = report.ROOT / page.PAGE
+    text = path.read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(block, page.PAGE, "exec"), {})
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (path.parent / picture).is_file(), picture
 
 
 def test_a_page_without_its_marks_is_an_error(root):
