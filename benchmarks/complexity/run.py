@@ -75,7 +75,8 @@ def run(
     merged = saved.data | {"sweeps": {e["id"]: e for e in saved.data["sweeps"]}}
     say(f"\n{page.table(merged)}\n\n{page.peers_table(merged)}\n")
     if not quick:
-        picture.draw(merged, saved.path.with_name("complexity.png"))
+        known = page.newest(saved.path.parent, "complexity", "sweeps")  # of earlier runs too, if this one had --layers
+        picture.draw(known, saved.path.with_name("complexity.png"))
     say(str(saved.path))
     problems = [p for e in saved.data["sweeps"] for p in page.problems(e)]
     for problem in problems:

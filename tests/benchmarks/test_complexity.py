@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks import report
 from benchmarks.__main__ import main
-from benchmarks.complexity import bars, measure, page, peers
+from benchmarks.complexity import bars, measure, page, peers, run
 from benchmarks.complexity.layers import ROWS, Cost, Sweep, sweeps
 from benchmarks.complexity.measure import OURS, QUICK, growth
 
@@ -196,6 +196,16 @@ def test_the_command(measured):
     assert data["quick"]
     assert "schema" not in data  # the ops' reader leaves it alone
     assert [e["id"] for e in data["sweeps"]] == ["DiagonalLinear(d) over d"]
+
+
+def test_the_picture_is_of_all_runs(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(run, "Pace", lambda: QUICK)
+    monkeypatch.setattr(run.picture, "draw", lambda data, path: drawn.append((list(data["sweeps"]), path.name)))
+    for layer in ("Permutation", "DiagonalLinear"):
+        run.run(tmp_path, minutes=None, quick=False, names=[layer], commit="abc", say=lambda line: None)
+    both = ["Permutation(d) over d", "DiagonalLinear(d) over d"]
+    assert drawn == [(both[:1], "complexity.png"), (both, "complexity.png")]
 
 
 def test_a_budget_that_is_spent_is_told(tmp_path):
