@@ -43,6 +43,7 @@ def cases(target: str):
     for width in (12, 64, 128):
         with pytest.MonkeyPatch.context() as patch:
             yield f"lu_linear D={width}", launch.lu(target, patch, (64, width, 16, 16))
+    yield "autoregressive_conv C=12", launch.convolved(target, (64, 12, 32, 32))
     yield "dequantize with a logit", launch.dequantized(target, (64, 3, 32, 32))
 
 
