@@ -107,7 +107,7 @@ size_t sweep_bytes(int64_t size, bool keep) {
 }
 
 template <DType d, bool solve, int parts, bool keep>
-__global__ __launch_bounds__(kThreads) void sweep_columns(SweepTask<Arithmetic<d>> k) {
+__global__ __launch_bounds__(kThreads, 8) void sweep_columns(SweepTask<Arithmetic<d>> k) {
   using T = Arithmetic<d>;
   constexpr int N = kThreads / parts, pitch = kSweepPitch<N>;
   const int size = k.factors.size, channels = k.factors.channels, tid = static_cast<int>(threadIdx.x);
