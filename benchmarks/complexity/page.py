@@ -22,6 +22,8 @@ def newest(folder: Path, kind: str, key: str) -> dict[str, Any] | None:
     if not runs:
         return None
     entries = {e["id"]: e for r in runs for e in r[key] if e["gate"] != "not reached"}
+    if key == "sweeps":  # in the table's order, without what it no longer has
+        entries = {s.id: entries[s.id] for s in sweeps() if s.id in entries}
     return runs[-1] | {key: entries, "runs": list(dict.fromkeys((r["date"], r["commit"]) for r in runs))}
 
 
