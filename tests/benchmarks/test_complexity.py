@@ -286,6 +286,7 @@ def test_an_exponent_above_the_promise_is_told(root):
     entry = entry_of({256: 1.0, 512: 2.5, 1024: 6.25, 2048: 15.625})
     assert page.timed(entry, "inverse") == "1.32, 0.32 ABOVE"
     assert "an exponent 0.32 above the promise" in page.problems(entry)[0]
+    assert page.problems(entry | {"row": ""}) == []
 
 
 def test_check_covers_the_page(root, capsys):
