@@ -15,10 +15,11 @@ from .cache import cached
 from .linear_bijection import (
     LinearBijection,
     block_product,
-    checked_log_abs_det,
     checked_log_scale,
     inverse_of,
+    log_abs_det_of,
     random_rotations,
+    triangle_of,
 )
 from .orthogonal import reflection_factors, rotation
 
@@ -77,14 +78,16 @@ class InvertibleConv1x1(LinearBijection):
 
     def solve(self, y):
         dtype = compute_dtype(y)
-        return self._mix(y, cached(self, dtype, (*self.parameters(), *self.buffers()), lambda: self.inverses(dtype)))
+        return self._mix(
+            y, cached(self, "inverse", dtype, (*self.parameters(), *self.buffers()), lambda: self.inverses(dtype))
+        )
 
     def matrices(self, dtype: torch.dtype) -> Tensor:
         """W, ``[C, C]``, or the groups', ``[G, c, c]``, in ``dtype`` or better."""
         if self.parametrization == "full":
             return self.weight.to(exact_dtype(self.weight))
         if self.parametrization == "qr":
-            return rotation(*reflection_factors(self.vectors, "InvertibleConv1x1")) @ self._triangle()
+            return rotation(*reflection_factors(self.vectors, "InvertibleConv1x1")) @ self._triangle().triu()
         return self._composed(dtype, inverse=False).weight
 
     def inverses(self, dtype: torch.dtype) -> Tensor:
@@ -101,8 +104,7 @@ class InvertibleConv1x1(LinearBijection):
         repeats = self.groups if self.shared else 1
         if self.parametrization != "full":
             return repeats * checked_log_scale(self.log_s, "InvertibleConv1x1").to(exact_dtype(self.log_s)).sum()
-        logdet = torch.linalg.slogdet(self.weight.to(exact_dtype(self.weight))).logabsdet
-        return repeats * checked_log_abs_det(logdet, "InvertibleConv1x1").sum()
+        return repeats * log_abs_det_of(self, self.weight)
 
     def matrix(self):
         matrices = self.matrices(exact_dtype(next(self.parameters())))
@@ -129,8 +131,7 @@ class InvertibleConv1x1(LinearBijection):
 
     def _triangle(self) -> Tensor:
         log_s = checked_log_scale(self.log_s, "InvertibleConv1x1")
-        dtype = exact_dtype(log_s)
-        return self.upper.to(dtype).triu(1) + torch.diag_embed(torch.exp(log_s.to(dtype)))
+        return triangle_of(self.upper, log_s, exact_dtype(log_s))
 
     def extra_repr(self) -> str:
         grouped = f", groups={self.groups}, shared={self.shared}" if self.groups > 1 else ""

@@ -14,12 +14,13 @@ from .linear_bijection import (
     LinearBijection,
     add_bias,
     block_product,
-    checked_log_abs_det,
     checked_log_scale,
     inverse_of,
+    log_abs_det_of,
     random_rotations,
     solve_triangular,
     subtract_bias,
+    triangle_of,
 )
 
 
@@ -39,11 +40,11 @@ class FullLinear(LinearBijection):
         return channel_mix(x, self.weight, self.bias)
 
     def solve(self, y):
-        inverse = cached(self, None, (self.weight,), lambda: inverse_of(self.matrix()))
+        inverse = cached(self, "inverse", None, (self.weight,), lambda: inverse_of(self.matrix()))
         return channel_mix(y, inverse, None if self.bias is None else -(inverse * self.bias).sum(1))
 
     def log_abs_det_matrix(self):
-        return checked_log_abs_det(torch.linalg.slogdet(self.matrix()).logabsdet, "FullLinear")
+        return log_abs_det_of(self, self.weight)
 
     def matrix(self):
         return self.weight.to(exact_dtype(self.weight))
@@ -90,7 +91,8 @@ class TriangularLinear(LinearBijection):
         self.log_scale = nn.Parameter(torch.zeros(features))
 
     def multiply(self, x):
-        return channel_mix(x, self._triangle(compute_dtype(x)), self.bias)
+        triangle = self._triangle(compute_dtype(x))
+        return channel_mix(x, triangle.tril() if self.lower else triangle.triu(), self.bias)
 
     def solve(self, y):
         triangle = self._triangle(compute_dtype(y))
@@ -100,12 +102,11 @@ class TriangularLinear(LinearBijection):
         return self.log_scale.to(exact_dtype(self.log_scale)).sum()
 
     def matrix(self):
-        return self._triangle(exact_dtype(self.weight))
+        triangle = self._triangle(exact_dtype(self.weight))
+        return triangle.tril() if self.lower else triangle.triu()
 
     def _triangle(self, dtype: torch.dtype) -> Tensor:
-        scale = torch.exp(checked_log_scale(self.log_scale, "TriangularLinear").to(dtype))
-        weight = self.weight.to(dtype)
-        return (weight.tril(-1) if self.lower else weight.triu(1)) + torch.diag(scale)
+        return triangle_of(self.weight, checked_log_scale(self.log_scale, "TriangularLinear"), dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, lower={self.lower}"
@@ -130,12 +131,12 @@ class BlockDiagonalLinear(LinearBijection):
         return add_bias(block_product(x, self.weight), self.bias).to(x.dtype)
 
     def solve(self, y):
-        inverse = cached(self, None, (self.weight,), lambda: inverse_of(self.weight.to(exact_dtype(self.weight))))
+        weight = self.weight
+        inverse = cached(self, "inverse", None, (weight,), lambda: inverse_of(weight.to(exact_dtype(weight))))
         return block_product(subtract_bias(y, self.bias), inverse).to(y.dtype)
 
     def log_abs_det_matrix(self):
-        logdets = torch.linalg.slogdet(self.weight.to(exact_dtype(self.weight))).logabsdet
-        return checked_log_abs_det(logdets.sum(), "BlockDiagonalLinear")
+        return log_abs_det_of(self, self.weight)
 
     def matrix(self):
         return torch.block_diag(*self.weight.to(exact_dtype(self.weight)))

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..reference.affine_coupling import compute_dtype
-from ..reference.lu_compose import no_autocast
+from ..reference.lu_compose import exact_dtype, no_autocast
 from .bijection import Bijection, check_channels, per_channel, positions, reads_values, valid_mask
+from .cache import cached
 
 
 class ConstantJacobian(Bijection):
@@ -93,6 +94,21 @@ def checked_log_scale(log_s: Tensor, layer: str) -> Tensor:
     if reads_values(log_s) and log_s.numel() and not bool(log_s.detach().abs().max() < 80):
         raise ValueError(f"a matrix of this {layer} is singular: log_s reached {log_s.detach().abs().max():.3g}")
     return log_s
+
+
+def log_abs_det_of(layer: nn.Module, matrices: Tensor) -> Tensor:
+    """``log|det|`` of ``[..., C, C]``, summed, in float64: O(C^3) each; kept as inverses are."""
+
+    def made() -> Tensor:
+        logdets = torch.linalg.slogdet(matrices.to(exact_dtype(matrices))).logabsdet
+        return checked_log_abs_det(logdets.sum(), type(layer).__name__)
+
+    return cached(layer, "logdet", None, (matrices,), made)
+
+
+def triangle_of(weight: Tensor, log_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """``weight [..., D, D]`` with ``exp(log_scale)`` on its diagonal; a solve reads one of its triangles only."""
+    return torch.diagonal_scatter(weight.to(dtype), torch.exp(log_scale.to(dtype)), dim1=-2, dim2=-1)
 
 
 def checked_log_abs_det(logdet: Tensor, layer: str) -> Tensor:

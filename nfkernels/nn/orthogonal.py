@@ -16,6 +16,7 @@ from .linear_bijection import (
     product,
     solve_triangular,
     subtract_bias,
+    triangle_of,
 )
 
 # From D/DENSE reflections on Q is made: its product costs what two thin ones of D/2 do, and rounds less from D/3.
@@ -93,7 +94,7 @@ def reflect(layer: LinearBijection, x: Tensor, *, transposed: bool = False) -> T
         a, v = reflection_factors(layer.vectors, type(layer).__name__)
         return (a, v) if DENSE * reflections < features else (rotation(a, v),)
 
-    made = cached(layer, None, (layer.vectors,), factors)
+    made = cached(layer, "reflections", None, (layer.vectors,), factors)
     if len(made) == 1:
         return product(x, made[0].mT if transposed else made[0])
     a, v = reversed(made) if transposed else made
@@ -116,7 +117,7 @@ class QRLinear(LinearBijection):
         self.log_scale = nn.Parameter(torch.zeros(features))
 
     def multiply(self, x):
-        y = product(x, self._triangle(compute_dtype(x)))
+        y = product(x, self._triangle(compute_dtype(x)).triu())
         return add_bias(reflect(self, y), self.bias).to(x.dtype)
 
     def solve(self, y):
@@ -127,11 +128,10 @@ class QRLinear(LinearBijection):
         return self.log_scale.to(exact_dtype(self.log_scale)).sum()
 
     def matrix(self):
-        return rotation(*reflection_factors(self.vectors, "QRLinear")) @ self._triangle(exact_dtype(self.upper))
+        return rotation(*reflection_factors(self.vectors, "QRLinear")) @ self._triangle(exact_dtype(self.upper)).triu()
 
     def _triangle(self, dtype: torch.dtype) -> Tensor:
-        scale = torch.exp(checked_log_scale(self.log_scale, "QRLinear").to(dtype))
-        return self.upper.to(dtype).triu(1) + torch.diag(scale)
+        return triangle_of(self.upper, checked_log_scale(self.log_scale, "QRLinear"), dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, reflections={self.vectors.shape[0]}"

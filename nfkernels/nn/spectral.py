@@ -42,7 +42,9 @@ class SpectralConv(ConstantJacobian):
 
     def inverse(self, z, context=None, *, lengths=None):
         sizes, dtype = self._sizes(z, lengths), compute_dtype(z)
-        inverse, logdet = cached(self, (sizes, dtype), (self.weight,), lambda: self._prepare_inverse(sizes, dtype))
+        inverse, logdet = cached(
+            self, "inverse", (sizes, dtype), (self.weight,), lambda: self._prepare_inverse(sizes, dtype)
+        )
         x = z.to(dtype) if self.bias is None else z.to(dtype) - per_channel(self.bias, z)
         return self._filtered(x, inverse).to(z.dtype), -logdet.expand(z.shape[0])
 
