@@ -3,9 +3,11 @@
 //
 // All positions of all samples are columns. A tile is packed to [rows, kTile] from any layout and type, with the
 // permutation on its way in or out, swept a group of columns at a time, and unpacked. Column chunks are cut by shape
-// alone and summed in order, so results do not depend on the thread count.
+// alone and summed in order, so results do not depend on the thread count. Tables of enough rows need no tile for a
+// product: it is made of their rows and the dense matrix, and so is their part of the gradient.
 
 #include "../include/triangle_sweep.h"
+#include "lu_rows.h"
 #include "lu_tile.h"
 #include "processor.h"
 
@@ -62,6 +64,24 @@ struct Factors {
   }
 };
 
+// W itself, or its transpose, from factors made for products.
+template <typename T>
+void compose(const Factors<T>& f, bool turned, T* to) {
+  const int64_t n = f.channels;
+  Buffer<T> tile(f.size * pitch<T>());
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = i; j < n; ++j) tile.data[i * pitch<T>() + j] = f.matrix.data[j * f.size + i];
+  Triangles<T> unit = f.triangles;
+  unit.shift = nullptr;
+  for (int column = 0; column < padded<T>(static_cast<int>(n)); column += group<T>())
+    sweep<kRows, true, false>(Group<T>{tile.data + column}, unit);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < n; ++j) to[turned ? j * n + i : i * n + j] = tile.data[f.place.data[i] * pitch<T>() + j];
+}
+
+// Columns, in channels, that are worth composing W for.
+constexpr int64_t kWorthComposing = 4;
+
 // --- forward ---------------------------------------------------------------------------------------------------------
 
 template <typename T>
@@ -69,17 +89,23 @@ struct ForwardJob {
   const LULinearForward& k;
   const Factors<T>& factors;
   Plan plan;
+  const T* weight;  // W^T, where the data lies in rows and there is enough of it; or null
 
   static void body(void* self, int64_t begin, int64_t end) {
     const auto& job = *static_cast<ForwardJob*>(self);
     const LULinearForward& k = job.k;
     const Factors<T>& f = job.factors;
     const RowPacking<T> packing = row_packing_for<T>(k.data);
-    Buffer<T> tile(f.size * pitch<T>());
+    Buffer<T> tile(job.weight ? 0 : f.size * pitch<T>());
     for (int64_t i = begin; i < end; ++i) {
       int64_t n0;
       int count;
       job.plan.tile(i, k.positions, &n0, &count);
+      if (job.weight) {
+        multiply_rows_by(static_cast<const T*>(k.x.data) + n0 * k.x.p, k.x.p, job.weight, static_cast<const T*>(k.bias),
+                         count, f.channels, static_cast<T*>(k.y.data) + n0 * k.y.p, k.y.p);
+        continue;
+      }
       packing.pack(k.x, f.channels, k.positions, n0, n0 + count, f.in(), f.size, tile.data);
       f.sweep_tile(tile.data, padded<T>(count));
       packing.unpack(k.y, f.channels, k.positions, n0, n0 + count, f.out(), tile.data);
@@ -92,75 +118,32 @@ void forward(LULinearForward k, const Launch& on) {
   View* views[] = {&k.x, &k.y};
   join_samples(k.batch, k.positions, views, 2);
   const Factors<T> factors(k.lu, static_cast<const T*>(k.bias), false, k.inverse);
-  ForwardJob<T> job{k, factors, Plan::make<T>(DType::bf16, k.batch, k.positions, nullptr, 0)};
+  ForwardJob<T> job{k, factors, Plan::make<T>(DType::bf16, k.batch, k.positions, nullptr, 0), nullptr};
   if (job.plan.tiles == 0) return;
-  const int64_t work = job.plan.columns * factors.channels * (factors.channels + 8);
+  const int64_t channels = factors.channels;
+  const bool dense = !k.inverse && lies_in_rows<T>(k.x, k.data, k.batch, channels) && channels <= kTile &&
+                     lies_in_rows<T>(k.y, k.data, k.batch, channels) && k.positions >= kWorthComposing * channels;
+  Buffer<T> weight(dense ? channels * channels : 0);
+  if (dense) {
+    compose(factors, true, weight.data);
+    job.weight = weight.data;
+  }
+  const int64_t work = job.plan.columns * channels * (channels + 8);
   on.parallel(job.plan.tiles, job.plan.grain(job.plan.tiles, work), &job, ForwardJob<T>::body);
 }
 
 // --- backward --------------------------------------------------------------------------------------------------------
-
-// acc[i, :] += sum over `count` rows of a[i] b[:], for `rows` of dW's rows and `vectors` of its columns: both from
-// memory as tables lie in it.
-template <typename T, int rows, int vectors>
-void outer_of_rows(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t count, T* acc, int64_t ld) {
-  using V = Simd<T>;
-  typename V::type sum[rows][vectors];
-  NF_UNROLL
-  for (int r = 0; r < rows; ++r) NF_UNROLL
-  for (int v = 0; v < vectors; ++v) sum[r][v] = V::load(acc + r * ld + v * V::lanes);
-  for (int64_t n = 0; n < count; ++n) {
-    typename V::type in[vectors];
-    NF_UNROLL
-    for (int v = 0; v < vectors; ++v) in[v] = V::load(b + n * ldb + v * V::lanes);
-    NF_UNROLL
-    for (int r = 0; r < rows; ++r) NF_UNROLL
-    for (int v = 0; v < vectors; ++v) sum[r][v] += a[n * lda + r] * in[v];
-  }
-  NF_UNROLL
-  for (int r = 0; r < rows; ++r) NF_UNROLL
-  for (int v = 0; v < vectors; ++v) V::store(acc + r * ld + v * V::lanes, sum[r][v]);
-}
-
-// Rows that stay in the first cache while all of dW passes over them.
-constexpr int64_t kNear = 64;
-
-template <typename T>
-void add_outer_of_rows(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t count, int64_t channels, T* acc) {
-  using F = void (*)(const T*, int64_t, const T*, int64_t, int64_t, T*, int64_t);
-#define NF_ROW(V)                                                                                   \
-  {                                                                                                 \
-    outer_of_rows<T, 1, V>, outer_of_rows<T, 2, V>, outer_of_rows<T, 3, V>, outer_of_rows<T, 4, V>, \
-        outer_of_rows<T, 5, V>, outer_of_rows<T, 6, V>                                              \
-  }
-  static const F table[][kRows] = {NF_ROW(1), NF_ROW(2), NF_ROW(kVectors == 4 ? 3 : 2), NF_ROW(kVectors)};
-#undef NF_ROW
-  constexpr int64_t lanes = Simd<T>::lanes;
-  for (int64_t n = 0; n < count; n += kNear)
-    for (int64_t j = 0; j < channels; j += group<T>()) {
-      const int64_t vectors = channels - j < group<T>() ? (channels - j) / lanes : kVectors;
-      for (int64_t i = 0; i < channels; i += kRows) {
-        const int64_t rows = channels - i < kRows ? channels - i : kRows;
-        table[vectors - 1][rows - 1](a + n * lda + i, lda, b + n * ldb + j, ldb, count - n < kNear ? count - n : kNear,
-                                     acc + i * channels + j, channels);
-      }
-    }
-}
-
-// Whether dW can be made from rows in memory: tables in the arithmetic's type, whole vectors to a row.
-template <typename T>
-bool lies_in_rows(const View& v, DType data, int64_t batch, int64_t channels) {
-  return data == native<T>() && batch == 1 && v.c == 1 && channels % Simd<T>::lanes == 0;
-}
 
 template <typename T>
 struct BackwardJob {
   const LULinearBackward& k;
   const Factors<T>& factors;
   Plan plan;
-  bool rows;   // dW from rows in memory
-  T* dweight;  // [chunks, channels, channels]: of the matrix without its permutation, but of itself where from rows
-  T* dbias;    // [chunks, channels]: without it
+  bool rows;        // dW from rows in memory
+  bool dense;       // dx and dbias likewise
+  const T* weight;  // W, where dense
+  T* dweight;       // [chunks, channels, channels]: of the matrix without its permutation, from rows with it
+  T* dbias;         // [chunks, channels]: without it, dense with it
 
   void chunk(int64_t i, T* grad, T* x, MixSums<T>& sums) const {
     const Factors<T>& f = factors;
@@ -170,6 +153,20 @@ struct BackwardJob {
       int64_t n0;
       int count;
       plan.tile(j, k.positions, &n0, &count);
+      const auto outer = [&](const View& side) {
+        add_outer_of_rows(static_cast<const T*>(side.data) + n0 * side.p, side.p,
+                          static_cast<const T*>(k.x.data) + n0 * k.x.p, k.x.p, count, f.channels,
+                          dweight + i * f.channels * f.channels);
+      };
+      if (dense) {
+        const T* dy = static_cast<const T*>(k.dy.data) + n0 * k.dy.p;
+        if (k.dx.data)
+          multiply_rows_by(dy, k.dy.p, weight, static_cast<const T*>(nullptr), count, f.channels,
+                           static_cast<T*>(k.dx.data) + n0 * k.dx.p, k.dx.p);
+        if (dweight) outer(k.dy);
+        if (dbias) add_sums_of_rows(dy, k.dy.p, count, f.channels, dbias + i * f.channels);
+        continue;
+      }
       const int whole = padded<T>(count);
       packing.pack(k.dy, f.channels, k.positions, n0, n0 + count, f.in(), f.size, grad);
       // The sums take the gradient where it stands before the permutation: what a product begins with, or a solve
@@ -182,15 +179,10 @@ struct BackwardJob {
       if (dbias) sums.add_sums(grad, pitch<T>(), whole);
       if (!f.solve && k.dx.data) f.sweep_tile(grad, whole);
       if (k.dx.data) packing.unpack(k.dx, f.channels, k.positions, n0, n0 + count, f.out(), grad);
-      if (dweight && rows) {
-        const View& side = f.solve ? k.dx : k.dy;
-        add_outer_of_rows(static_cast<const T*>(side.data) + n0 * side.p, side.p,
-                          static_cast<const T*>(k.x.data) + n0 * k.x.p, k.x.p, count, f.channels,
-                          dweight + i * f.channels * f.channels);
-      }
+      if (dweight && rows) outer(f.solve ? k.dx : k.dy);
     }
     if (dweight && !rows) sums.write_products(dweight + i * f.channels * f.channels);
-    if (dbias) sums.write_sums(dbias + i * f.channels);
+    if (dbias && !dense) sums.write_sums(dbias + i * f.channels);
   }
 
   static void body(void* self, int64_t begin, int64_t end) {
@@ -243,7 +235,13 @@ void backward(LULinearBackward k, const Launch& on) {
   const View& side = k.inverse ? k.dx : k.dy;
   const bool rows =
       side.data && lies_in_rows<T>(side, k.data, k.batch, channels) && lies_in_rows<T>(k.x, k.data, k.batch, channels);
-  BackwardJob<T> job{k, factors, Plan::make<T>(DType::bf16, k.batch, k.positions, nullptr, 0), rows, nullptr, nullptr};
+  const bool dense = rows && !k.inverse && channels <= kTile && k.positions >= kWorthComposing * channels &&
+                     (!k.dx.data || lies_in_rows<T>(k.dx, k.data, k.batch, channels));
+  Buffer<T> weight(dense && k.dx.data ? square : 0);
+  if (dense && k.dx.data) compose(Factors<T>(k.lu, nullptr, false, false), false, weight.data);
+  BackwardJob<T> job{k,       factors, Plan::make<T>(DType::bf16, k.batch, k.positions, nullptr, 0),
+                     rows,    dense,   weight.data,
+                     nullptr, nullptr};
   const int64_t chunks = job.plan.chunks;
   Buffer<T> dweight(k.dlower ? chunks * square : 0), dbias(k.dbias ? chunks * channels : 0);
   job.dweight = k.dlower ? dweight.data : nullptr;
@@ -254,7 +252,8 @@ void backward(LULinearBackward k, const Launch& on) {
   if (k.dbias) {
     Buffer<T> sums(channels);
     add_partials(dbias.data, chunks, channels, sums.data);
-    for (int64_t c = 0; c < channels; ++c) static_cast<T*>(k.dbias)[c] = side_of * sums.data[factors.place.data[c]];
+    for (int64_t c = 0; c < channels; ++c)
+      static_cast<T*>(k.dbias)[c] = side_of * sums.data[dense ? c : factors.place.data[c]];
   }
   if (!k.dlower) return;
   Buffer<T> sums(square);

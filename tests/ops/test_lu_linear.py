@@ -124,6 +124,34 @@ def test_dtypes_and_layouts(dtype, inverse):
 
 
 @pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("width", [8, 16, 48, 96, 112, 128])
+def test_tables_of_many_rows(width, inverse):
+    """Enough for the dense matrix to be worth its making; rows side by side and apart, in one chunk and several."""
+    for rows, dtype, fmt in (
+        (4 * width + 13, torch.float32, "contiguous"),
+        (4 * width, torch.float64, "sliced"),
+        (2500, torch.float32, "sliced"),
+    ):
+        values, options = factors(width, dtype, bias=rows != 4 * width)
+        x, dy = tensor(rows, width, (), dtype, fmt), tensor(rows, width, (), dtype, "contiguous")
+        against_reference(x, values, {**options, "inverse": inverse}, dy)
+        against_reference(x, values, {"inverse": inverse}, torch.ones(()).expand(x.shape))
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("need", list(itertools.product([False, True], repeat=3)))
+def test_what_is_needed_of_a_table(need, inverse):
+    values, options = factors(32)
+    args = [torch.randn(150, 32), torch.randn(150, 32), *(values[k] for k in NAMES[:3])]
+    args += [options["sign"], options["permutation"], 0, 0.0, inverse]
+    wide = [t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in args]
+    got, plain, exact = (
+        raw(b, "backward", *a, *need) for b, a in (("native", args), ("reference", args), ("reference", wide))
+    )
+    check(got, plain, exact, 150)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
 def test_options(inverse):
     for diagonal, permuted, bias, eps in itertools.product(("exp", "softplus"), (False, True), (False, True), (0, 0.1)):
         values, options = factors(7, diagonal=diagonal, permuted=permuted, bias=bias)
@@ -239,7 +267,7 @@ def test_nothing_in_an_empty_batch(inverse):
 
 
 @pytest.mark.parametrize("inverse", [False, True])
-@pytest.mark.parametrize("shape", [(64, 12, 16, 16), (700, 40), (5, 6, 7, 7)])
+@pytest.mark.parametrize("shape", [(64, 12, 16, 16), (700, 40), (4200, 32), (5, 6, 7, 7)])
 def test_same_bits_for_any_number_of_threads(shape, inverse):
     x, (values, options), outcomes = torch.randn(shape), factors(shape[1]), []
     for threads in (1, 2, 3):
