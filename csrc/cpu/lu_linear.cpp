@@ -139,11 +139,11 @@ struct BackwardJob {
   const LULinearBackward& k;
   const Factors<T>& factors;
   Plan plan;
-  bool rows;        // dW from rows in memory
-  bool dense;       // dx and dbias likewise
+  bool rows;        // the sums are made of rows in memory
+  bool dense;       // and dx is
   const T* weight;  // W, where dense
   T* dweight;       // [chunks, channels, channels]: of the matrix without its permutation, from rows with it
-  T* dbias;         // [chunks, channels]: without it, dense with it
+  T* dbias;         // [chunks, channels]: likewise
 
   void chunk(int64_t i, T* grad, T* x, MixSums<T>& sums) const {
     const Factors<T>& f = factors;
@@ -153,18 +153,19 @@ struct BackwardJob {
       int64_t n0;
       int count;
       plan.tile(j, k.positions, &n0, &count);
-      const auto outer = [&](const View& side) {
-        add_outer_of_rows(static_cast<const T*>(side.data) + n0 * side.p, side.p,
-                          static_cast<const T*>(k.x.data) + n0 * k.x.p, k.x.p, count, f.channels,
-                          dweight + i * f.channels * f.channels);
+      const auto add_rows = [&](const View& side) {
+        const T* from = static_cast<const T*>(side.data) + n0 * side.p;
+        if (dweight)
+          add_outer_of_rows(from, side.p, static_cast<const T*>(k.x.data) + n0 * k.x.p, k.x.p, count, f.channels,
+                            dweight + i * f.channels * f.channels);
+        if (dbias) add_sums_of_rows(from, side.p, count, f.channels, dbias + i * f.channels);
       };
       if (dense) {
         const T* dy = static_cast<const T*>(k.dy.data) + n0 * k.dy.p;
         if (k.dx.data)
           multiply_rows_by(dy, k.dy.p, weight, static_cast<const T*>(nullptr), count, f.channels,
                            static_cast<T*>(k.dx.data) + n0 * k.dx.p, k.dx.p);
-        if (dweight) outer(k.dy);
-        if (dbias) add_sums_of_rows(dy, k.dy.p, count, f.channels, dbias + i * f.channels);
+        add_rows(k.dy);
         continue;
       }
       const int whole = padded<T>(count);
@@ -176,20 +177,20 @@ struct BackwardJob {
         packing.pack(k.x, f.channels, k.positions, n0, n0 + count, f.straight.data, f.size, x);
         sums.add_products(grad, pitch<T>(), x, pitch<T>(), whole);
       }
-      if (dbias) sums.add_sums(grad, pitch<T>(), whole);
+      if (dbias && !rows) sums.add_sums(grad, pitch<T>(), whole);
       if (!f.solve && k.dx.data) f.sweep_tile(grad, whole);
       if (k.dx.data) packing.unpack(k.dx, f.channels, k.positions, n0, n0 + count, f.out(), grad);
-      if (dweight && rows) outer(f.solve ? k.dx : k.dy);
+      if (rows) add_rows(f.solve ? k.dx : k.dy);
     }
     if (dweight && !rows) sums.write_products(dweight + i * f.channels * f.channels);
-    if (dbias && !dense) sums.write_sums(dbias + i * f.channels);
+    if (dbias && !rows) sums.write_sums(dbias + i * f.channels);
   }
 
   static void body(void* self, int64_t begin, int64_t end) {
     const auto& job = *static_cast<BackwardJob*>(self);
     const int64_t tile = job.factors.size * pitch<T>();
     Buffer<T> grad(tile), x(job.dweight && !job.rows ? tile : 0);
-    MixSums<T> sums(job.factors.channels);
+    MixSums<T> sums(job.rows ? 0 : job.factors.channels);
     for (int64_t i = begin; i < end; ++i) job.chunk(i, grad.data, x.data, sums);
   }
 };
@@ -242,6 +243,8 @@ void backward(LULinearBackward k, const Launch& on) {
   BackwardJob<T> job{k,       factors, Plan::make<T>(DType::bf16, k.batch, k.positions, nullptr, 0),
                      rows,    dense,   weight.data,
                      nullptr, nullptr};
+  // From rows there are no sums by lanes to add up: more chunks cost little, and more threads share them.
+  if (rows) job.plan.chunks = job.plan.tiles < kChunks ? (job.plan.tiles + 1) / 2 : kChunks / 2;
   const int64_t chunks = job.plan.chunks;
   Buffer<T> dweight(k.dlower ? chunks * square : 0), dbias(k.dbias ? chunks * channels : 0);
   job.dweight = k.dlower ? dweight.data : nullptr;
@@ -253,7 +256,7 @@ void backward(LULinearBackward k, const Launch& on) {
     Buffer<T> sums(channels);
     add_partials(dbias.data, chunks, channels, sums.data);
     for (int64_t c = 0; c < channels; ++c)
-      static_cast<T*>(k.dbias)[c] = side_of * sums.data[dense ? c : factors.place.data[c]];
+      static_cast<T*>(k.dbias)[c] = side_of * sums.data[rows ? c : factors.place.data[c]];
   }
   if (!k.dlower) return;
   Buffer<T> sums(square);

@@ -67,7 +67,7 @@ void outer_of_rows(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t cou
   typename V::type sum[rows][vectors];
   NF_UNROLL
   for (int r = 0; r < rows; ++r) NF_UNROLL
-  for (int v = 0; v < vectors; ++v) sum[r][v] = V::load(acc + r * ld + v * V::lanes);
+  for (int v = 0; v < vectors; ++v) sum[r][v] = typename V::type{};
   for (int64_t n = 0; n < count; ++n) {
     typename V::type in[vectors];
     NF_UNROLL
@@ -78,10 +78,13 @@ void outer_of_rows(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t cou
   }
   NF_UNROLL
   for (int r = 0; r < rows; ++r) NF_UNROLL
-  for (int v = 0; v < vectors; ++v) V::store(acc + r * ld + v * V::lanes, sum[r][v]);
+  for (int v = 0; v < vectors; ++v) {
+    T* to = acc + r * ld + v * V::lanes;
+    V::store(to, V::load(to) + sum[r][v]);
+  }
 }
 
-// Rows that stay in the first cache while all of dW passes over them.
+// Rows that stay in the first cache while all of dW passes over them; their sum is added to the others' as a whole.
 constexpr int64_t kNear = 64;
 
 template <typename T>
