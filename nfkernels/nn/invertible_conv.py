@@ -100,11 +100,11 @@ class InvertibleConv1x1(LinearBijection):
                 return torch.linalg.solve_triangular(self._triangle(), transpose, upper=True)
         return self._composed(dtype, weight=False).inverse
 
-    def log_abs_det_matrix(self):
+    def log_abs_det_matrix(self, dtype):
         repeats = self.groups if self.shared else 1
         if self.parametrization != "full":
-            return repeats * checked_log_scale(self.log_s, "InvertibleConv1x1").to(exact_dtype(self.log_s)).sum()
-        return repeats * log_abs_det_of(self, self.weight)
+            return repeats * checked_log_scale(self.log_s, "InvertibleConv1x1").sum(dtype=dtype)
+        return repeats * log_abs_det_of(self, self.weight).to(dtype)
 
     def matrix(self):
         matrices = self.matrices(exact_dtype(next(self.parameters())))

@@ -43,8 +43,8 @@ class FullLinear(LinearBijection):
         inverse = cached(self, "inverse", None, (self.weight,), lambda: inverse_of(self.matrix()))
         return channel_mix(y, inverse, None if self.bias is None else -(inverse * self.bias).sum(1))
 
-    def log_abs_det_matrix(self):
-        return log_abs_det_of(self, self.weight)
+    def log_abs_det_matrix(self, dtype):
+        return log_abs_det_of(self, self.weight).to(dtype)
 
     def matrix(self):
         return self.weight.to(exact_dtype(self.weight))
@@ -69,8 +69,8 @@ class DiagonalLinear(LinearBijection):
         scale = torch.exp(-per_channel(checked_log_scale(self.log_scale, "DiagonalLinear"), y))
         return (subtract_bias(y, self.bias) * scale).to(y.dtype)
 
-    def log_abs_det_matrix(self):
-        return self.log_scale.to(exact_dtype(self.log_scale)).sum()
+    def log_abs_det_matrix(self, dtype):
+        return self.log_scale.sum(dtype=dtype)
 
     def matrix(self):
         return torch.diag(torch.exp(self.log_scale.to(exact_dtype(self.log_scale))))
@@ -98,8 +98,8 @@ class TriangularLinear(LinearBijection):
         triangle = self._triangle(compute_dtype(y))
         return solve_triangular(subtract_bias(y, self.bias), triangle, upper=not self.lower).to(y.dtype)
 
-    def log_abs_det_matrix(self):
-        return self.log_scale.to(exact_dtype(self.log_scale)).sum()
+    def log_abs_det_matrix(self, dtype):
+        return self.log_scale.sum(dtype=dtype)
 
     def matrix(self):
         triangle = self._triangle(exact_dtype(self.weight))
@@ -135,8 +135,8 @@ class BlockDiagonalLinear(LinearBijection):
         inverse = cached(self, "inverse", None, (weight,), lambda: inverse_of(weight.to(exact_dtype(weight))))
         return block_product(subtract_bias(y, self.bias), inverse).to(y.dtype)
 
-    def log_abs_det_matrix(self):
-        return log_abs_det_of(self, self.weight)
+    def log_abs_det_matrix(self, dtype):
+        return log_abs_det_of(self, self.weight).to(dtype)
 
     def matrix(self):
         return torch.block_diag(*self.weight.to(exact_dtype(self.weight)))

@@ -90,8 +90,10 @@ class LULinear(LinearBijection):
         log_s = log_s.to(exact_dtype(log_s))
         return log_s if self.diagonal == "exp" else torch.log(F.softplus(log_s) + self.eps)
 
-    def log_abs_det_matrix(self):
-        return self._log_diagonal(self.log_s).sum()
+    def log_abs_det_matrix(self, dtype):
+        if self.diagonal == "exp":
+            return self.log_s.sum(dtype=dtype)
+        return self._log_diagonal(self.log_s).sum().to(dtype)
 
     def matrix(self):
         dtype = exact_dtype(self.lower)

@@ -62,8 +62,8 @@ class HouseholderOrthogonal(LinearBijection):
     def solve(self, y):
         return reflect(self, subtract_bias(y, self.bias), transposed=True).to(y.dtype)
 
-    def log_abs_det_matrix(self):
-        return self.vectors.new_zeros((), dtype=exact_dtype(self.vectors))
+    def log_abs_det_matrix(self, dtype):
+        return self.vectors.new_zeros((), dtype=dtype)
 
     def matrix(self):
         return rotation(*reflection_factors(self.vectors, "HouseholderOrthogonal"))
@@ -124,8 +124,8 @@ class QRLinear(LinearBijection):
         x = reflect(self, subtract_bias(y, self.bias), transposed=True)
         return solve_triangular(x, self._triangle(x.dtype), upper=True).to(y.dtype)
 
-    def log_abs_det_matrix(self):
-        return self.log_scale.to(exact_dtype(self.log_scale)).sum()
+    def log_abs_det_matrix(self, dtype):
+        return self.log_scale.sum(dtype=dtype)
 
     def matrix(self):
         return rotation(*reflection_factors(self.vectors, "QRLinear")) @ self._triangle(exact_dtype(self.upper)).triu()
