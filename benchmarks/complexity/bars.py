@@ -25,6 +25,7 @@ from .measure import OURS, Pace, close, in_turns, keep_memory, made_from, senten
 
 QUICK = Pace(seconds=0.01, rounds=3)
 CAREFUL = Pace(seconds=1.5, rounds=400)
+TURN = 0.02
 
 
 @dataclass
@@ -257,7 +258,7 @@ def measure(bar: Bar, quick: bool) -> dict[str, Any]:
         except Exception as error:
             status = "unavailable" if isinstance(error, ModuleNotFoundError) else "failed"
             entry["contenders"][name] = {"status": status, "reason": sentence(error)}
-    for name, times in in_turns(calls, QUICK if quick else CAREFUL).items():
+    for name, times in in_turns(calls, QUICK if quick else CAREFUL, TURN).items():
         if isinstance(times, str):
             entry["contenders"][name] = {"status": "failed", "reason": times}
             continue

@@ -227,15 +227,16 @@ def time_at(sweep: Sweep, size: int, states: dict[str, dict], pace: Pace) -> Non
         state["times"].append([size, *(float(f"{1e6 * t:.4g}") for t in (median, min(found)))])
 
 
-def in_turns(calls: dict, pace: Pace) -> dict[Any, list[float] | str]:
-    """Seconds of every call, in interleaved rounds; a weight changes before each, so that nothing kept can serve."""
+def in_turns(calls: dict, pace: Pace, turn: float = 1e-3) -> dict[Any, list[float] | str]:
+    """Seconds of every call, in interleaved rounds; a weight changes before each, so that nothing kept can serve. A
+    turn is one call to wake threads and caches from what the others did, and then ``turn`` seconds that count."""
     times: dict[Any, list[float] | str] = {}
     with torch.no_grad():
         repeats = {}
         for key, (call, weights) in calls.items():
             try:
                 timed(call, weights, 0)
-                repeats[key] = max(1, min(50, round(1e-3 / timed(call, weights, 1))))
+                repeats[key] = max(1, min(50, round(turn / timed(call, weights, 1))))
                 times[key] = []
             except Exception as error:
                 times[key] = sentence(error)
@@ -243,6 +244,7 @@ def in_turns(calls: dict, pace: Pace) -> dict[Any, list[float] | str]:
         while done < pace.rounds and (done < LEAST_ROUNDS or time.perf_counter() < end):
             for key, count_ in repeats.items():
                 call, weights = calls[key]
+                timed(call, weights, done)
                 times[key].append(statistics.fmean(timed(call, weights, i) for i in range(count_)))
             done += 1
     return times
