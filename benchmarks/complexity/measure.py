@@ -132,11 +132,11 @@ def sentence(error: BaseException) -> str:
 
 
 def counted(sweep: Sweep, size: int) -> dict[str, dict[str, float]]:
-    """Operations and moved elements of both directions, of a fresh layer: nothing is kept of an earlier call."""
-    layer, shape = made(sweep, size), sweep.shape(size)
-    peer, z = as_peer(layer, shape), torch.randn(ROWS, *shape)
-    calls = {"inverse": lambda: peer.inverse(z), "logdet": peer.logdet}
-    found = {name: count(call) for name, call in calls.items()}
+    """Operations and moved elements of both directions, each of a fresh layer: nothing is kept of an earlier call."""
+    shape = sweep.shape(size)
+    z = torch.randn(ROWS, *shape)
+    inverse, logdet = (as_peer(made(sweep, size), shape) for _ in range(2))
+    found = {"inverse": count(lambda: inverse.inverse(z)), "logdet": count(logdet.logdet)}
     return {name: {"operations": c.operations, "moved": c.moved} for name, c in found.items()}
 
 
