@@ -33,6 +33,11 @@ LUFactors factors(const Tensor& lower, const Tensor& upper, const Tensor& log_s,
                     permutation->size(1) == lower.size(1),
                 "permutation must be contiguous int64 [K, C]");
     check_device(lower, *permutation);
+#ifndef NF_CUDA
+    const auto* rows = static_cast<const int64_t*>(permutation->const_data_ptr());
+    for (int64_t i = 0; i < permutation->numel(); ++i)
+      check_shape(rows[i] >= 0 && rows[i] < lower.size(1), "permutation has an index outside of 0 .. C-1");
+#endif
   }
   check_shape(diagonal == 0 || diagonal == 1, "diagonal must be 0 (exp) or 1 (softplus)");
   return {dtype_of(lower),

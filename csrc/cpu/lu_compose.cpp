@@ -155,7 +155,7 @@ struct BackwardJob {
     if (io.dweight || io.dinverse) {
       load_upper_transposed<T>(io.lu, at, k, m.s.data, m.b.data);
       for (int64_t row = n0; row < end; row += kRows)
-        for (int64_t n = 0; n < row + kRows; n += kGroup)
+        for (int64_t n = 0; n < row + kRows && n < ld; n += kGroup)  // the last rows are padding
           product({grad, ld, 1}, row, n, c, m.b.data + n, ld, m.a.data + n, ld);
       for (int64_t i = n0; i < end; ++i) narrow(m.a.data + i * ld, c, 0, i, dlower + i * c);
       load_lower<T>(io.lu, at, k, 1.0, m.b.data);

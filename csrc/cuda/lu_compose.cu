@@ -17,6 +17,12 @@ constexpr int kMostChannels = 512;  // what fits the shared memory of every GPU
 constexpr int kWidePanel = 384;     // channels up to which a panel has 8 rows, above 4
 NF_FN int padded(int channels) { return (channels + 7) / 8 * 8; }
 
+// Row i's source. An index outside would be somebody else's memory; what it stands for is nobody's.
+NF_DEVICE int row_of(const int64_t* permutation, int i, int channels) {
+  const int64_t row = permutation ? permutation[i] : i;
+  return row < 0 || row >= channels ? i : static_cast<int>(row);
+}
+
 // --- forward ---------------------------------------------------------------------------------------------------------
 
 // kRows rows of W from i0 on.
@@ -27,7 +33,7 @@ NF_DEVICE void weight_rows(const LUComposeForward& io, int64_t k, int i0, double
   const T* lower = matrix<T>(io.lu.lower, io.lu, k);
   for (int r = 0; r < kRows; ++r) {
     const int i = i0 + r < channels ? i0 + r : i0;
-    const int source = permutation ? static_cast<int>(permutation[i]) : i;
+    const int source = row_of(permutation, i, channels);
     for (int j = static_cast<int>(threadIdx.x); j < channels; j += static_cast<int>(blockDim.x)) {
       const double v = static_cast<double>(lower[static_cast<int64_t>(source) * channels + j]);
       rows[j * kRows + r] = j < source ? v : j == source ? 1.0 : 0.0;
@@ -75,8 +81,11 @@ NF_DEVICE void inverse_columns(const LUComposeForward& io, int64_t k, int c0, do
   double* panels[2] = {x + height * kColumns, x + height * (kColumns + panel)};
   int* place = reinterpret_cast<int*>(x + height * (kColumns + 2 * panel));  // [kColumns]
   for (int i = tid; i < height * kColumns; i += threads) x[i] = i / kColumns == c0 + i % kColumns ? 1.0 : 0.0;
+  for (int i = tid; i < kColumns; i += threads) place[i] = c0 + i < channels ? c0 + i : c0;  // were one named twice
+  sync_block();
+  const int64_t* permutation = io.lu.permutation ? io.lu.permutation + k * channels : nullptr;
   for (int i = tid; i < channels; i += threads) {
-    const int to = io.lu.permutation ? static_cast<int>(io.lu.permutation[k * channels + i]) : i;
+    const int to = row_of(permutation, i, channels);
     if (to >= c0 && to < c0 + kColumns) place[to - c0] = i;
   }
   // Down from the first row that is not zero, then up.
@@ -221,7 +230,7 @@ NF_DEVICE void gradients(const LUComposeBackward& io, int64_t k, int i0, bool wi
     double sum[kRows] = {};
     if (io.dinverse) product<!down, Part::whole>(through, v, channels, n0, 0, channels, 0.0, stage, sum);
     if (n < channels) {
-      double* to = rows + (down && permutation ? static_cast<int>(permutation[n]) : n) * kRows;
+      double* to = rows + (down ? row_of(permutation, n, channels) : n) * kRows;
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         const int64_t at =
@@ -236,7 +245,7 @@ NF_DEVICE void gradients(const LUComposeBackward& io, int64_t k, int i0, bool wi
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     target[r] = -1;
-    if (i0 + r < channels) target[r] = !down && permutation ? static_cast<int>(permutation[i0 + r]) : i0 + r;
+    if (i0 + r < channels) target[r] = down ? i0 + r : row_of(permutation, i0 + r, channels);
     most = target[r] > most ? target[r] : most;
   }
   for (int n0 = warp() * 32; n0 < channels; n0 += threads) {

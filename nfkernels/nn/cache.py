@@ -28,8 +28,10 @@ def cached(layer: nn.Module, slot: str, key: Any, sources: tuple[Tensor, ...], m
     kept = slots.get(slot)
     if kept is not None and kept[0] == key and all(_same(a, b) for a, b in zip(kept[1], sources, strict=True)):
         return kept[2]
-    value = make()
-    slots[slot] = (key, tuple(t.detach().clone() for t in sources), value)
+    # No inference tensors, which would fail in a later gradient.
+    with torch.inference_mode(False), torch.no_grad():
+        value = make()
+        slots[slot] = (key, tuple(t.detach().clone() for t in sources), value)
     return value
 
 

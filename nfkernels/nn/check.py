@@ -16,6 +16,7 @@ from .bijection import Bijection, Inverse
 
 # A dense Jacobian is taken where one sample has at most this many elements.
 JACOBIAN_ELEMENTS = 512
+CHANNELS = 1024  # a matrix of more is not asked for its singular values, which would take seconds
 JACOBIAN_SAMPLES = 3  # the first, the middle and the last of the batch
 
 # Above these a layer is at fault. A round trip in float32 through a well-conditioned layer is near 1e-6.
@@ -158,7 +159,8 @@ def _check_layer(call: _Call) -> LayerCheck:
         if hasattr(call.layer, "condition_number"):
             with contextlib.suppress(Exception):  # what raised may raise again
                 row.condition = call.layer.condition_number(row.shape)
-                row.problem += f" (condition number {row.condition:.1e})"
+                if not math.isnan(row.condition):
+                    row.problem += f" (condition number {row.condition:.1e})"
     return row
 
 
@@ -245,7 +247,7 @@ def _against_jacobian(row: LayerCheck, call: _Call) -> str:
 
 def _known_condition(row: LayerCheck, layer: Bijection, x: Tensor) -> float:
     """What a layer whose Jacobian the data does not change knows of it, where no Jacobian was taken."""
-    if math.isnan(row.condition) and hasattr(layer, "condition_number") and x.shape[0]:
+    if math.isnan(row.condition) and hasattr(layer, "condition_number") and x.shape[0] and x.shape[1] <= CHANNELS:
         return layer.condition_number(tuple(x.shape[1:]))
     return row.condition
 

@@ -16,6 +16,7 @@ from .linear_bijection import (
     LinearBijection,
     block_product,
     checked_log_scale,
+    condition_of,
     inverse_of,
     log_abs_det_of,
     random_rotations,
@@ -103,7 +104,8 @@ class InvertibleConv1x1(LinearBijection):
     def log_abs_det_matrix(self, dtype):
         repeats = self.groups if self.shared else 1
         if self.parametrization != "full":
-            return repeats * checked_log_scale(self.log_s, "InvertibleConv1x1").sum(dtype=dtype)
+            log_s = checked_log_scale(self.log_s, "InvertibleConv1x1")
+            return repeats * log_s.sum(dtype=exact_dtype(log_s)).to(dtype)
         return repeats * log_abs_det_of(self, self.weight).to(dtype)
 
     def matrix(self):
@@ -114,8 +116,7 @@ class InvertibleConv1x1(LinearBijection):
 
     @torch.no_grad()
     def condition_number(self, shape=None):
-        values = torch.linalg.svdvals(self.matrices(torch.float64).double())
-        return (values.max() / values.min()).item()
+        return condition_of(self.matrices(torch.float64))
 
     def _mix(self, x: Tensor, matrices: Tensor) -> Tensor:
         if not self._one:

@@ -15,6 +15,7 @@ from .linear_bijection import (
     add_bias,
     block_product,
     checked_log_scale,
+    condition_of,
     inverse_of,
     log_abs_det_of,
     random_rotations,
@@ -62,15 +63,20 @@ class DiagonalLinear(LinearBijection):
         self.log_scale = nn.Parameter(torch.zeros(features))
 
     def multiply(self, x):
-        scale = torch.exp(per_channel(checked_log_scale(self.log_scale, "DiagonalLinear"), x))
+        scale = torch.exp(per_channel(checked_log_scale(self.log_scale, "DiagonalLinear", "log_scale"), x))
         return add_bias(x * scale, self.bias).to(x.dtype)
 
     def solve(self, y):
-        scale = torch.exp(-per_channel(checked_log_scale(self.log_scale, "DiagonalLinear"), y))
+        scale = torch.exp(-per_channel(checked_log_scale(self.log_scale, "DiagonalLinear", "log_scale"), y))
         return (subtract_bias(y, self.bias) * scale).to(y.dtype)
 
     def log_abs_det_matrix(self, dtype):
-        return self.log_scale.sum(dtype=dtype)
+        return self.log_scale.sum(dtype=exact_dtype(self.log_scale)).to(dtype)
+
+    @torch.no_grad()
+    def condition_number(self, shape=None):
+        log_scale = self.log_scale.double()
+        return torch.exp(log_scale.max() - log_scale.min()).item()
 
     def matrix(self):
         return torch.diag(torch.exp(self.log_scale.to(exact_dtype(self.log_scale))))
@@ -99,14 +105,14 @@ class TriangularLinear(LinearBijection):
         return solve_triangular(subtract_bias(y, self.bias), triangle, upper=not self.lower).to(y.dtype)
 
     def log_abs_det_matrix(self, dtype):
-        return self.log_scale.sum(dtype=dtype)
+        return self.log_scale.sum(dtype=exact_dtype(self.log_scale)).to(dtype)
 
     def matrix(self):
         triangle = self._triangle(exact_dtype(self.weight))
         return triangle.tril() if self.lower else triangle.triu()
 
     def _triangle(self, dtype: torch.dtype) -> Tensor:
-        return triangle_of(self.weight, checked_log_scale(self.log_scale, "TriangularLinear"), dtype)
+        return triangle_of(self.weight, checked_log_scale(self.log_scale, "TriangularLinear", "log_scale"), dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, lower={self.lower}"
@@ -143,8 +149,7 @@ class BlockDiagonalLinear(LinearBijection):
 
     @torch.no_grad()
     def condition_number(self, shape=None):
-        values = torch.linalg.svdvals(self.weight.double())  # O(c^2 D): those of all blocks are the matrix's
-        return (values.max() / values.min()).item()
+        return condition_of(self.weight)  # O(c^2 D): all blocks' singular values are the matrix's
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, block={self.block}"

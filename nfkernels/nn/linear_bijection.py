@@ -73,8 +73,7 @@ class LinearBijection(ConstantJacobian):
 
     @torch.no_grad()
     def condition_number(self, shape=None):
-        values = torch.linalg.svdvals(self.matrix().double())
-        return (values.max() / values.min()).item()
+        return condition_of(self.matrix())
 
     def _valid(self, y: Tensor, lengths: Tensor | None) -> Tensor:
         """A bias moves padding, which is zero on both sides."""
@@ -92,12 +91,12 @@ def random_rotations(count: int, channels: int) -> Tensor:
     return torch.linalg.qr(torch.randn(count, channels, channels))[0]
 
 
-def checked_log_scale(log_s: Tensor, layer: str) -> Tensor:
-    """``log_s``, looked at on the CPU: a scale of zero or beyond float32 is told."""
+def checked_log_scale(log_s: Tensor, layer: str, name: str = "log_s") -> Tensor:
+    """``log_s``, looked at on the CPU: a scale near the ends of float32, beyond e^80 or below e^-80, is told."""
     if reads_values(log_s) and log_s.numel():
         largest = torch.linalg.vector_norm(log_s.detach(), math.inf).item()
         if not largest < 80:  # nor for NaN
-            raise ValueError(f"a matrix of this {layer} is singular: log_s reached {largest:.3g}")
+            raise ValueError(f"a matrix of this {layer} is singular: {name} reached {largest:.3g} (float32: 87)")
     return log_s
 
 
@@ -105,22 +104,29 @@ def log_abs_det_of(layer: nn.Module, matrices: Tensor) -> Tensor:
     """``log|det|`` of ``[..., C, C]``, summed, in float64: O(C^3) each; kept as inverses are."""
 
     def made() -> Tensor:
-        logdets = torch.linalg.slogdet(matrices.to(exact_dtype(matrices))).logabsdet
-        return checked_log_abs_det(logdets.sum(), type(layer).__name__)
+        wide = matrices.to(exact_dtype(matrices))
+        _, logdets, factors, _ = torch._linalg_slogdet(wide)  # torch.linalg.slogdet, with the LU it is made by
+        # A pivot that is rounding of its column stands for zero.
+        pivots, columns = factors.detach().diagonal(dim1=-2, dim2=-1).abs(), wide.detach().abs().amax(-2)
+        gone = ~(pivots > 8 * torch.finfo(wide.dtype).eps * columns).all(-1)
+        if reads_values(gone) and bool(gone.any()):
+            raise ValueError(f"a matrix of this {type(layer).__name__} is singular: it has no inverse")
+        return torch.where(gone, math.nan, logdets).sum()
 
-    return cached(layer, "logdet", None, (matrices,), made)
+    return cached(layer, "logdet", None, (matrices,), made).clone()  # what is kept is nobody else's
+
+
+def condition_of(matrices: Tensor) -> float:
+    """The largest over the smallest singular value of ``[..., C, C]`` taken together; NaN of what is not finite."""
+    if not bool(torch.isfinite(matrices).all()):
+        return math.nan
+    values = torch.linalg.svdvals(matrices.double())
+    return (values.max() / values.min()).item() if bool(values.min() > 0) else math.inf
 
 
 def triangle_of(weight: Tensor, log_scale: Tensor, dtype: torch.dtype) -> Tensor:
     """``weight [..., D, D]`` with ``exp(log_scale)`` on its diagonal; a solve reads one of its triangles only."""
     return torch.diagonal_scatter(weight.to(dtype), torch.exp(log_scale.to(dtype)), dim1=-2, dim2=-1)
-
-
-def checked_log_abs_det(logdet: Tensor, layer: str) -> Tensor:
-    """``log|det|`` of a matrix, looked at on the CPU."""
-    if reads_values(logdet) and not bool(torch.isfinite(logdet.detach()).all()):
-        raise ValueError(f"a matrix of this {layer} is singular: it has no inverse")
-    return logdet
 
 
 def add_bias(y: Tensor, bias: Tensor | None) -> Tensor:
@@ -131,36 +137,50 @@ def subtract_bias(y: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y - per_channel(bias, y)
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What a library product of ``x`` is computed in: float32 stays float32 only where it may not be rounded to TF32 or
+    bfloat16 (``torch.set_float32_matmul_precision``, which a compiled graph cannot ask for)."""
+    dtype = compute_dtype(x)
+    if torch.compiler.is_compiling() or torch.get_float32_matmul_precision() == "highest":
+        return dtype
+    return exact_dtype(x)
+
+
 def product(x: Tensor, matrix: Tensor) -> Tensor:
     """``matrix [out, in]`` times ``x [B, in, *spatial]`` at every position; square ones are ``channel_mix``'s."""
-    dtype = compute_dtype(x)
-    matrix = matrix.to(dtype)
+    dtype = product_dtype(x)
+    wide, matrix = x.to(dtype), matrix.to(dtype)
     with no_autocast(x.device.type):
         if x.dim() == 2:
-            return F.linear(x.to(dtype), matrix)
-        return torch.matmul(matrix, x.flatten(2).to(dtype)).reshape(x.shape[0], matrix.shape[0], *x.shape[2:])
+            return F.linear(wide, matrix).to(compute_dtype(x))
+        y = torch.matmul(matrix, wide.flatten(2)).to(compute_dtype(x))
+        return y.reshape(x.shape[0], matrix.shape[0], *x.shape[2:])
 
 
 def solve_triangular(x: Tensor, triangle: Tensor, *, upper: bool) -> Tensor:
     """``triangle^-1 x`` at every position of ``x [B, D, *spatial]``: O(D^2) each."""
-    dtype = compute_dtype(x)
-    triangle = triangle.to(dtype)
+    dtype = product_dtype(x)
+    wide, triangle = x.to(dtype), triangle.to(dtype)
     with no_autocast(x.device.type):
         if x.dim() == 2:
-            return torch.linalg.solve_triangular(triangle.mT, x.to(dtype), upper=not upper, left=False)
-        return torch.linalg.solve_triangular(triangle, x.flatten(2).to(dtype), upper=upper).reshape(x.shape)
+            y = torch.linalg.solve_triangular(triangle.mT, wide, upper=not upper, left=False)
+        else:
+            y = torch.linalg.solve_triangular(triangle, wide.flatten(2), upper=upper).reshape(x.shape)
+    return y.to(compute_dtype(x))
 
 
 def block_product(x: Tensor, blocks: Tensor) -> Tensor:
     """``blocks [n, c, c]`` times ``x [B, n c, *spatial]``, block by block, at every position."""
-    dtype = compute_dtype(x)
+    dtype = product_dtype(x)
     blocks = blocks.to(dtype)
     count, size = blocks.shape[:2]
     with no_autocast(x.device.type):
         split = x.to(dtype).reshape(x.shape[0], count, size, x.shape[2:].numel())
         if split.shape[3] == 1:  # tables: one product of all rows for each block
-            return torch.bmm(split[..., 0].transpose(0, 1), blocks.mT).transpose(0, 1).reshape(x.shape)
-        return torch.matmul(blocks, split).reshape(x.shape)
+            y = torch.bmm(split[..., 0].transpose(0, 1), blocks.mT).transpose(0, 1)
+        else:
+            y = torch.matmul(blocks, split)
+        return y.reshape(x.shape).to(compute_dtype(x))
 
 
 def inverse_of(matrices: Tensor) -> Tensor:

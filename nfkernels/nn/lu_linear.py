@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import lu_linear
 from ..ops.lu_compose import DiagonalName
-from ..reference.lu_compose import exact_dtype
+from ..reference.lu_compose import Diagonal, diagonal_of, exact_dtype
 from .invertible_conv import plu
-from .linear_bijection import LinearBijection, checked_log_abs_det, checked_log_scale, random_rotations
+from .linear_bijection import LinearBijection, checked_log_scale, random_rotations
 
 PermutationName = Literal["none", "reverse", "random"]
 Start = Literal["identity", "rotation"]
@@ -49,8 +48,8 @@ class LULinear(LinearBijection):
         for name, value, known in (("diagonal", diagonal, DiagonalName), ("start", start, Start)):
             if value not in get_args(known):
                 raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(map(repr, get_args(known)))}")
-        if eps < 0:
-            raise ValueError(f"eps must be at least 0, got {eps}")
+        if not 0 <= eps < 1:  # nor for NaN; from 1 on it could not start as the identity
+            raise ValueError(f"eps must be at least 0 and below 1, got {eps}")
         self.diagonal, self.eps = diagonal, eps
         sign = order = None
         if start == "rotation":
@@ -61,7 +60,7 @@ class LULinear(LinearBijection):
             order = _order(permutation, features)
             lower, upper = torch.zeros(features, features), torch.zeros(features, features)
             # softplus(log_s) + eps = 1
-            one = torch.tensor(1.0 - eps).expm1().log() if diagonal == "softplus" and eps < 1 else torch.tensor(0.0)
+            one = torch.tensor(1.0 - eps).expm1().log() if diagonal == "softplus" else torch.tensor(0.0)
             log_s = one.repeat(features)
         self.lower, self.upper, self.log_s = nn.Parameter(lower), nn.Parameter(upper), nn.Parameter(log_s)
         self.register_buffer("permutation", order)
@@ -83,16 +82,17 @@ class LULinear(LinearBijection):
         """``log_s``, with what is not a scale told on the CPU."""
         if self.diagonal == "exp":
             return checked_log_scale(self.log_s, "LULinear")
-        checked_log_abs_det(self._log_diagonal(self.log_s.detach()), "LULinear")
+        checked_log_scale(self._log_diagonal(self.log_s.detach()), "LULinear", "log s")
         return self.log_s
 
     def _log_diagonal(self, log_s: Tensor) -> Tensor:
-        log_s = log_s.to(exact_dtype(log_s))
-        return log_s if self.diagonal == "exp" else torch.log(F.softplus(log_s) + self.eps)
+        """``log|s|`` in :func:`exact_dtype`, as the op makes s."""
+        kind = Diagonal[self.diagonal]
+        return diagonal_of(log_s.to(exact_dtype(log_s)), None, kind, self.eps)[1]
 
     def log_abs_det_matrix(self, dtype):
         if self.diagonal == "exp":
-            return self.log_s.sum(dtype=dtype)
+            return self.log_s.sum(dtype=exact_dtype(self.log_s)).to(dtype)
         return self._log_diagonal(self.log_s).sum().to(dtype)
 
     def matrix(self):

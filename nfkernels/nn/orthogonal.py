@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -65,6 +67,9 @@ class HouseholderOrthogonal(LinearBijection):
     def log_abs_det_matrix(self, dtype):
         return self.vectors.new_zeros((), dtype=dtype)
 
+    def condition_number(self, shape=None):
+        return 1.0 if bool((self.vectors.detach().abs().sum(1) > 0).all()) else math.nan
+
     def matrix(self):
         return rotation(*reflection_factors(self.vectors, "HouseholderOrthogonal"))
 
@@ -125,13 +130,13 @@ class QRLinear(LinearBijection):
         return solve_triangular(x, self._triangle(x.dtype), upper=True).to(y.dtype)
 
     def log_abs_det_matrix(self, dtype):
-        return self.log_scale.sum(dtype=dtype)
+        return self.log_scale.sum(dtype=exact_dtype(self.log_scale)).to(dtype)
 
     def matrix(self):
         return rotation(*reflection_factors(self.vectors, "QRLinear")) @ self._triangle(exact_dtype(self.upper)).triu()
 
     def _triangle(self, dtype: torch.dtype) -> Tensor:
-        return triangle_of(self.upper, checked_log_scale(self.log_scale, "QRLinear"), dtype)
+        return triangle_of(self.upper, checked_log_scale(self.log_scale, "QRLinear", "log_scale"), dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, reflections={self.vectors.shape[0]}"

@@ -118,9 +118,7 @@ def _quietly() -> Iterator[None]:
 def _restore(module: nn.Module, tensors: dict[str, Tensor], frozen: list[str] | None) -> None:
     state = {key.removeprefix(_STATE): value for key, value in tensors.items() if key.startswith(_STATE)}
     own = module.state_dict()
-    for key in own.keys() & state.keys():  # older files hold permutations as matrices
-        if own[key].dtype == torch.int64 and state[key].is_floating_point() and state[key].dim() == own[key].dim() + 1:
-            state[key] = state[key].argmax(-1)
+    state = with_index_permutations(state, own)
     for what, names in (
         ("lacks", own.keys() - state.keys()),
         ("has, unasked for,", state.keys() - own.keys()),
@@ -128,10 +126,34 @@ def _restore(module: nn.Module, tensors: dict[str, Tensor], frozen: list[str] | 
     ):
         if names:  # torch would name all of them, a page long
             raise CheckpointError(f"{what} {len(names)} of its flow's {len(own)} tensors, {min(names)!r} among them")
+    for name in own:
+        known = name.rpartition(".")[2] == "permutation" and own[name].dtype == torch.int64
+        if known and not _is_permutation(state[name]):
+            raise CheckpointError(f"has a {name!r} that is no permutation")
     module.load_state_dict(state, assign=True)
     if frozen is not None:  # absent from older files
         for name, parameter in module.named_parameters(remove_duplicate=False):
             parameter.requires_grad_(name not in frozen)
+
+
+def with_index_permutations(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` with permutations as ``own`` has them, index vectors: once they were matrices of zeros and ones."""
+    return {
+        name: value.argmax(-1)
+        if name in own
+        and own[name].dtype == torch.int64
+        and value.is_floating_point()
+        and value.shape == (*own[name].shape, own[name].shape[-1])
+        and bool(((value == 0) | (value == 1)).all() & (value.sum(-1) == 1).all())
+        else value
+        for name, value in state.items()
+    }
+
+
+def _is_permutation(order: Tensor) -> bool:
+    """Whether an index outside would send a kernel into somebody else's memory, or two rows to one place."""
+    every = torch.arange(order.shape[-1]).expand(order.shape)
+    return order.dtype == torch.int64 and order.dim() > 0 and torch.equal(order.sort(-1).values, every)
 
 
 def _frozen(module: nn.Module) -> list[str]:

@@ -50,7 +50,7 @@ class SpectralConv(ConstantJacobian):
 
     def condition_number(self, shape=None):
         """Of the map on data of ``shape`` (its last axes are the image's): about 1e16 and more if it has no inverse."""
-        if shape is None:
+        if shape is None or len(shape) < self.dims:
             raise ValueError(
                 f"the condition number of a {type(self).__name__} depends on its data's size: give a shape"
             )
@@ -59,7 +59,7 @@ class SpectralConv(ConstantJacobian):
             if not bool(torch.isfinite(spectrum).all()):
                 return math.nan
             singular = self._singular_values(spectrum)
-            return (singular.max() / singular.min()).item()
+            return (singular.max() / singular.min()).item() if bool(singular.min() > 0) else math.inf
 
     def _filtered(self, x: Tensor, spectrum: Tensor) -> Tensor:
         if x.numel() == 0:  # MKL transforms no empty batch

@@ -72,7 +72,9 @@ def _backend(x: Tensor) -> str | None:
     product needs no help there, and packing would cost more than it. The rest goes to the dispatcher."""
     forced = forced_backend()
     if forced is None and x.device.type == "cpu" and (reference.row_major(x) or x.shape[1] > WIDEST):
-        return "reference"
+        # Which a user may have allowed to round to bfloat16; a compiled graph cannot ask.
+        exact = torch.compiler.is_compiling() or torch.get_float32_matmul_precision() == "highest"
+        return "reference" if exact else None
     return forced
 
 

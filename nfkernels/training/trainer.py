@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..nn.serialize import with_index_permutations
 from .batches import Batches
 from .checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from .data.image_data import DataError
@@ -207,14 +208,16 @@ class Trainer:
                     f"the {part} data is not what {path} was trained with: resume with the same data, split and seed"
                 )
         try:
-            self.flow.load_state_dict(tensors["flow"])
+            now = self.flow.state_dict()
+            self.flow.load_state_dict(with_index_permutations(tensors["flow"], now))
             self._optimizer = Optimizer(self.flow, self.recipe)
             self._optimizer.load_state_dict(tensors["optimizer"])
             self._batches.load_state_dict({**facts["order"], "generator": tensors["random"]["order"]})
             self._noise.set_state(tensors["random"]["noise"])
             set_rng_state(tensors["random"], self.device)
             self._window.copy_(tensors["window"]["sums"])
-            best = {name: tensor.to(self.device) for name, tensor in tensors.get("best", {}).items()}
+            best = with_index_permutations(tensors.get("best", {}), now)
+            best = {name: tensor.to(self.device) for name, tensor in best.items()}
             own = {name: tensor.shape for name, tensor in self.flow.state_dict().items()}
             if best and {name: tensor.shape for name, tensor in best.items()} != own:
                 raise DataError("its best weights are not those of the flow")

@@ -21,6 +21,12 @@ TILE = 16  # columns of a program
 
 
 @triton.jit
+def _row(p_permutation, o_i, m_i, C):
+    """Rows that a permutation names; an index outside would be somebody else's memory."""
+    return tl.minimum(tl.maximum(tl.load(p_permutation + o_i, mask=m_i, other=0), 0), C - 1).to(tl.int32)
+
+
+@triton.jit
 def _diagonal(p_log_s, p_sign, offsets, mask, SOFTPLUS: tl.constexpr, EPS: tl.constexpr):
     """``s`` of the raw parameter, without and with its sign."""
     b_raw = tl.load(p_log_s + offsets, mask=mask, other=0.0).to(tl.float64)
@@ -47,7 +53,7 @@ def _weight_tile(
     o_n = i_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     m_c, m_n = o_c < C, o_n < C
     if p_permutation is not None:
-        o_c_from = tl.load(p_permutation + o_c, mask=m_c, other=0).to(tl.int32)
+        o_c_from = _row(p_permutation, o_c, m_c, C)
     else:
         o_c_from = o_c
     _, b_s = _diagonal(p_log_s, p_sign, o_n, m_n, SOFTPLUS, EPS)
@@ -73,7 +79,7 @@ def _inverse_tile(
     o_n = i_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     m_c, m_n = o_c < C, o_n < C
     if p_permutation is not None:
-        o_one = tl.load(p_permutation + o_n, mask=m_n, other=0).to(tl.int32)
+        o_one = _row(p_permutation, o_n, m_n, C)
     else:
         o_one = o_n
     b_x = tl.where(o_c[:, None] == o_one[None, :], 1.0, 0.0).to(tl.float64)
@@ -140,7 +146,7 @@ def _lower_tile(
     o_c = tl.arange(0, BLOCK_C)
     m_i, m_c = o_i < C, o_c < C
     if p_permutation is not None:
-        o_to = tl.load(p_permutation + o_i, mask=m_i, other=0).to(tl.int32)
+        o_to = _row(p_permutation, o_i, m_i, C)
     else:
         o_to = o_i
     b_d = tl.zeros([BLOCK_N, BLOCK_C], tl.float64)
@@ -170,7 +176,7 @@ def _upper_tile(
     if p_grad is not None:
         for i in range(C):
             if p_permutation is not None:
-                i_row = tl.load(p_permutation + i).to(tl.int32)
+                i_row = tl.minimum(tl.maximum(tl.load(p_permutation + i), 0), C - 1).to(tl.int32)
             else:
                 i_row = i
             b_g = tl.load(p_grad + i * C + o_n, mask=m_n, other=0.0).to(tl.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -177,6 +178,24 @@ def test_a_kept_inverse_is_no_part_of_the_layer():
     assert set(layer.state_dict()) == {"weight", "bias"}
 
 
+def test_what_is_kept_is_nobody_elses():
+    layer, x = N.FullLinear(3).double(), torch.randn(1, 3).double()
+    with torch.no_grad():
+        logdet = layer(x)[1]
+        before = logdet.clone()
+        logdet += 5
+        assert torch.equal(layer(x)[1], before)
+
+
+def test_what_inference_mode_kept_serves_gradients():
+    layer = N.InvertibleConv1x1(4).requires_grad_(False)
+    z = torch.randn(2, 4, 3, 3, requires_grad=True)
+    with torch.inference_mode():
+        layer.inverse(z)
+    layer.inverse(z)[0].sum().backward()
+    assert torch.isfinite(z.grad).all()
+
+
 def singular(layer, value=1.0):
     with torch.no_grad():
         for name, p in layer.named_parameters():
@@ -199,6 +218,66 @@ SINGULAR = {
     "QRLinear": lambda: N.QRLinear(3),
     "InvertibleConv1x1": lambda: N.InvertibleConv1x1(3, "full"),
 }
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: N.FullLinear(3), lambda: N.BlockDiagonalLinear(3, 3), lambda: N.InvertibleConv1x1(3, "full")]
+)
+def test_a_pivot_of_rounding_is_a_zero(make):
+    layer = make()
+    with torch.no_grad():
+        layer.weight.copy_(torch.arange(1.0, 10.0).reshape(layer.weight.shape))
+    with pytest.raises(ValueError, match="is singular"):
+        layer(torch.randn(2, 3))
+    with torch.no_grad():  # small is not singular
+        layer.weight.copy_(torch.diag(torch.tensor([1.0, 1e-20, 1e15])).reshape(layer.weight.shape))
+    assert torch.isfinite(layer(torch.randn(2, 3))[1]).all()
+
+
+def test_a_softplus_diagonal_that_float32_loses():
+    layer = N.LULinear(4, diagonal="softplus", eps=0.0)
+    with torch.no_grad():
+        layer.log_s.fill_(-200.0)
+    with pytest.raises(ValueError, match="of this LULinear is singular"):
+        layer(torch.randn(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "value", "want"),
+    [
+        (lambda: N.FullLinear(3), None, float("nan"), "nan"),
+        (lambda: N.FullLinear(3), None, 0.0, "inf"),
+        (lambda: N.BlockDiagonalLinear(4, 2), None, 0.0, "inf"),
+        (lambda: N.InvertibleConv1x1(3, "full"), None, float("nan"), "nan"),
+        (lambda: N.PeriodicConv2d(2), (2, 4, 4), 0.0, "inf"),
+    ],
+)
+def test_condition_numbers_of_what_has_none(make, shape, value, want):
+    layer = make()
+    with torch.no_grad():
+        layer.weight.fill_(value)
+    assert str(layer.condition_number(shape)) == want
+
+
+def test_condition_numbers_that_need_no_matrix():
+    layer = N.DiagonalLinear(100_000)
+    with torch.no_grad():
+        layer.log_scale[0] = 2.0
+    assert layer.condition_number() == pytest.approx(math.exp(2.0))
+    assert N.HouseholderOrthogonal(100_000, 2).condition_number() == 1.0
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_products_are_not_rounded_where_users_allow_it_elsewhere(precision):
+    """TF32 or bfloat16 products would leave round trips of 3e-3."""
+    made = [SIZES[name](64) for name in SIZES]
+    torch.set_float32_matmul_precision(precision)
+    try:
+        for layer in made:
+            for x in (torch.randn(300, 64), torch.randn(2, 64, 5, 5)):
+                torch.testing.assert_close(layer.inverse(layer(x)[0])[0], x, atol=2e-5, rtol=0)
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize("name", SINGULAR)
@@ -233,6 +312,18 @@ def test_permutations_of_older_files(tmp_path):
         other = make()
         serialize._restore(other, state | {"state.permutation": matrix}, None)
         assert torch.equal(other.permutation, layer.permutation)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 10**9], [0, 0, 1, 2], [-1, 0, 1, 2]])
+def test_a_file_whose_permutation_is_none(order):
+    from nfkernels.nn import serialize
+
+    layer = N.InvertibleConv1x1(4)
+    state = {f"state.{k}": v for k, v in layer.state_dict().items()} | {"state.permutation": torch.tensor(order)}
+    with pytest.raises(N.CheckpointError, match="'permutation' that is no permutation"):
+        serialize._restore(layer, state, None)
+    with pytest.raises(N.CheckpointError, match="wrong shape"):
+        serialize._restore(layer, state | {"state.permutation": torch.randn(4, 4)}, None)
 
 
 def test_check_tells_the_condition_number():

@@ -9,7 +9,7 @@ from nfkernels import lu_compose, use_backend
 from nfkernels.ops import _library
 from nfkernels.ops.lu_compose import LARGEST_ON_GPU, _backend
 
-CHANNELS = [1, 2, 3, 5, 12, 24, 31, 32, 33, 48, 64, 96, 200]
+CHANNELS = [1, 2, 3, 5, 12, 24, 31, 32, 33, 48, 64, 96, 126, 200]
 EPS = {torch.float32: 1.2e-7, torch.float64: 2.3e-16}
 NAN = float("nan")
 
@@ -98,6 +98,21 @@ def test_permutation_is_that_of_torch_lu():
     torch.testing.assert_close(got.weight, weight)
     torch.testing.assert_close(got.inverse, weight.mT.contiguous())
     assert abs(got.logdet) < 1e-12
+
+
+def test_a_permutation_that_points_outside_is_refused():
+    """Where looking is free; a GPU's kernels take such a row for the row itself."""
+    zeros = torch.zeros(4, 4)
+    with use_backend("reference"), pytest.raises((RuntimeError, IndexError), match="index"):
+        lu_compose(zeros, zeros, zeros[0], permutation=torch.tensor([0, 1, 2, 50_000_000]))
+    for order in ([0, 1, 2, 50_000_000], [0, -(10**9), 2, 3]):
+        given = torch.tensor(order)
+        with use_backend("native"):
+            if "emulated" in str(_library._module("nfkernels._C")[0]):
+                assert torch.equal(lu_compose(zeros, zeros, zeros[0], permutation=given).weight, torch.eye(4))
+            else:
+                with pytest.raises(RuntimeError, match="an index outside"):
+                    lu_compose(zeros, zeros, zeros[0], permutation=given)
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
