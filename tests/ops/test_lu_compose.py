@@ -103,8 +103,6 @@ def test_permutation_is_that_of_torch_lu():
 def test_a_permutation_that_points_outside_is_refused():
     """Where looking is free; a GPU's kernels take such a row for the row itself."""
     zeros = torch.zeros(4, 4)
-    with use_backend("reference"), pytest.raises((RuntimeError, IndexError), match="index"):
-        lu_compose(zeros, zeros, zeros[0], permutation=torch.tensor([0, 1, 2, 50_000_000]))
     for order in ([0, 1, 2, 50_000_000], [0, -(10**9), 2, 3]):
         given = torch.tensor(order)
         with use_backend("native"):
