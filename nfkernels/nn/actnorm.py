@@ -79,7 +79,7 @@ class ActNorm(StartsFromData):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x, context=None, *, lengths=None):
-        check_channels(x, self.channels, "ActNorm")
+        check_channels(x, self.channels, "ActNorm", own=self.bias)
         self.start_if_due(x, context, lengths)
         mask = valid_mask(x, lengths)
         y = x * torch.exp(per_channel(self.log_scale, x)) + per_channel(self.bias, x)
@@ -87,7 +87,7 @@ class ActNorm(StartsFromData):
         return y if mask is None else torch.where(mask, y, 0.0), self._logdet(x, lengths)
 
     def inverse(self, z, context=None, *, lengths=None):
-        check_channels(z, self.channels, "ActNorm")
+        check_channels(z, self.channels, "ActNorm", own=self.bias)
         mask = valid_mask(z, lengths)
         x = (z - per_channel(self.bias, z)) * torch.exp(-per_channel(self.log_scale, z))
         x = x.to(z.dtype)

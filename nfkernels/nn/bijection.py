@@ -184,9 +184,17 @@ def check_floating(x: Tensor, layer: str) -> None:
         raise ValueError(f"{layer} takes floating point data, got {x.dtype}: convert it first, for example by .float()")
 
 
-def check_channels(x: Tensor, channels: int, layer: str, *, least: int = 2) -> None:
-    """One sentence for a wrong type, rank or channel count."""
+def check_device(x: Tensor, own: Tensor, layer: str) -> None:
+    """``own`` is any tensor of the layer: apart from its data, results may be memory that nothing wrote."""
+    if own.device != x.device:
+        raise ValueError(f"{layer} is on {own.device} but its data is on {x.device}: move one of them")
+
+
+def check_channels(x: Tensor, channels: int, layer: str, *, least: int = 2, own: Tensor | None = None) -> None:
+    """One sentence for a wrong type, rank or channel count, or (given a tensor of the layer) a wrong device."""
     check_floating(x, layer)
+    if own is not None:
+        check_device(x, own, layer)
     if x.dim() < least or x.shape[1] != channels:
         raise ValueError(f"{layer} was built for {channels} channels on axis 1, got a tensor of shape {tuple(x.shape)}")
 

@@ -61,7 +61,7 @@ class EmergingConv2d(ConstantJacobian):
 
     def _check(self, x: Tensor, lengths: Tensor | None) -> None:
         refuse_lengths(lengths, "EmergingConv2d")
-        check_channels(x, self.channels, "EmergingConv2d")
+        check_channels(x, self.channels, "EmergingConv2d", own=self.weight)
         if x.dim() != 4:
             raise ValueError(f"EmergingConv2d takes images [B, C, H, W], got a tensor of shape {tuple(x.shape)}")
 

@@ -102,7 +102,7 @@ class GlowSteps(StartsFromData):
         return self.context_channels > 0
 
     def forward(self, x, context=None, *, lengths=None):
-        check_channels(x, self.channels, "GlowSteps", least=4)
+        check_channels(x, self.channels, "GlowSteps", least=4, own=self.bias)
         refuse_lengths(lengths, "GlowSteps")
         self.start_if_due(x, context, lengths)
         dtype = compute_dtype(x)
@@ -118,7 +118,7 @@ class GlowSteps(StartsFromData):
         return x, logdet + self._constant(made, x)
 
     def inverse(self, z, context=None, *, lengths=None):
-        check_channels(z, self.channels, "GlowSteps", least=4)
+        check_channels(z, self.channels, "GlowSteps", least=4, own=self.bias)
         refuse_lengths(lengths, "GlowSteps")
         dtype = compute_dtype(z)
         made = self._composed(dtype, weight=False)
@@ -131,7 +131,7 @@ class GlowSteps(StartsFromData):
         return z, logdet - self._constant(made, z)
 
     def start(self, x, context, lengths):
-        check_channels(x, self.channels, "GlowSteps", least=4)
+        check_channels(x, self.channels, "GlowSteps", least=4, own=self.bias)
         dtype = compute_dtype(x)
         matrices = self._composed(dtype, inverse=False).weight
         found = []

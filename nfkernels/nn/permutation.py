@@ -60,7 +60,7 @@ class Permutation(ConstantJacobian):
         return self._ordered(z, self.inverse_permutation, lengths)
 
     def _ordered(self, x: Tensor, order: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        check_channels(x, self.features, "Permutation")
+        check_channels(x, self.features, "Permutation", own=order)
         mask = valid_mask(x, lengths)
         y = x.index_select(1, order)
         return y if mask is None else torch.where(mask, y, 0.0), zero_logdet(x)

@@ -18,9 +18,11 @@ from .linear_bijection import ConstantJacobian
 class SpectralConv(ConstantJacobian):
     """``y = T^-1(K T(x)) + bias`` on ``x [B, C, *sizes]`` with ``dims`` spatial axes.
 
-    A subclass says what T is (:meth:`_filter`), and what K is at each frequency of an image of these sizes: its
-    :meth:`_spectrum`, in float64, from which log-determinant, inverse and condition number are made.
+    A subclass has ``weight``, and says what T is (:meth:`_filter`), and what K is at each frequency of an image of
+    these sizes: its :meth:`_spectrum`, in float64, from which log-determinant, inverse and condition number are made.
     """
+
+    weight: Tensor
 
     def __init__(self, channels: int, dims: int, bias: bool) -> None:
         super().__init__()
@@ -92,7 +94,7 @@ class SpectralConv(ConstantJacobian):
 
     def _sizes(self, x: Tensor, lengths: Tensor | None) -> tuple[int, ...]:
         name = type(self).__name__
-        check_channels(x, self.channels, name)
+        check_channels(x, self.channels, name, own=self.weight)
         if x.dim() != self.dims + 2 or 0 in x.shape[2:]:
             form = "[B, C, T]" if self.dims == 1 else "[B, C, H, W]"
             raise ValueError(f"{name} takes {form}, got a tensor of shape {tuple(x.shape)}")

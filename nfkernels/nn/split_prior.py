@@ -107,7 +107,7 @@ class DiagonalPrior(Bijection):
         return x if mask is None else torch.where(mask, x, 0.0), self._logdet(z, log_scale, lengths)
 
     def _prior(self, x, context, lengths):
-        check_channels(x, self.channels, "DiagonalPrior")
+        check_channels(x, self.channels, "DiagonalPrior", own=self.loc)
         dtype = compute_dtype(x)
         loc, log_scale = self.loc.to(dtype)[None], self.log_scale.to(dtype)[None]
         if self.context is not None:

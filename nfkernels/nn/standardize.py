@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..reference.affine_coupling import compute_dtype
-from .bijection import Bijection, check_floating, valid_mask
+from .bijection import Bijection, check_device, check_floating, valid_mask
 
 
 class Standardize(Bijection):
@@ -50,6 +50,7 @@ class Standardize(Bijection):
 
 def fit_to_sample(v: Tensor, x: Tensor, layer: str, name: str) -> Tensor:
     """``v`` shaped to broadcast over ``x [B, C, *spatial]`` (``[C]``: per channel), in the arithmetic's type."""
+    check_device(x, v, layer)
     v = v.to(compute_dtype(x))
     v = v.reshape(-1, *[1] * (x.dim() - 2)) if v.dim() == 1 else v
     event = x.shape[1:]

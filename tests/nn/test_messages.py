@@ -98,6 +98,29 @@ def test_layers(name):
     assert "\n" not in str(found.value)
 
 
+ELSEWHERE = {
+    "ActNorm": (lambda: N.ActNorm(4).eval(), (2, 4)),
+    "Affine": (lambda: N.Affine(1.0, 2.0), (2, 4)),
+    "DiagonalPrior": (lambda: N.DiagonalPrior(4), (2, 4)),
+    "EmergingConv2d": (lambda: N.EmergingConv2d(4), (2, 4, 3, 3)),
+    "GlowSteps": (lambda: N.GlowSteps(4, 1, 4).eval(), (2, 4, 2, 2)),
+    "PeriodicConv1d": (lambda: N.PeriodicConv1d(4), (2, 4, 3)),
+    "PeriodicConv2d": (lambda: N.PeriodicConv2d(4), (2, 4, 3, 3)),
+    "Permutation": (lambda: N.Permutation(4), (2, 4)),
+    "Standardize": (lambda: N.Standardize(1.0, 2.0), (2, 4)),
+    "SymmetricConv": (lambda: N.SymmetricConv(4), (2, 4, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_layer_and_data_on_different_devices(name):
+    make, shape = ELSEWHERE[name]
+    layer = make()
+    for act in (layer, layer.inverse):
+        with pytest.raises(ValueError, match=f"^{name} is on cpu but its data is on meta: move one of them$"):
+            act(torch.empty(shape, device="meta"))
+
+
 def test_chain_members():
     with pytest.raises(TypeError, match="a Chain is made of Bijections, got Linear"):
         N.Chain(torch.nn.Linear(1, 1))
