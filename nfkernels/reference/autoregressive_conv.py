@@ -7,7 +7,6 @@ other. Hoogeboom, van den Berg & Welling 2019 (Emerging Convolutions), section 3
 
 from __future__ import annotations
 
-import contextlib
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .affine_coupling import compute_dtype
+from .lu_compose import exact_dtype, no_autocast
 
 
 class Form(NamedTuple):
@@ -41,17 +41,12 @@ class Form(NamedTuple):
         return self._replace(reverse=not self.reverse)
 
 
-def _no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
-    """Meta tensors, which only carry shapes, have no autocast to turn off."""
-    return contextlib.nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
-
-
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form, solve: bool) -> Tensor:
     """``out_p = W_0 x_p + sum_t W_t s_{p - t} + bias``, with s the input, or the output itself where ``solve``.
 
     ``weight [taps, C, C]`` in the arithmetic's type; the result in x's.
     """
-    with _no_autocast(x):
+    with no_autocast(x.device.type):
         wide = x.to(compute_dtype(x))
         return (_recursion if solve else _product)(wide, weight, bias, form).to(x.dtype)
 
@@ -113,7 +108,7 @@ def shifted(x: Tensor, tap: tuple[int, int], reverse: bool) -> Tensor | None:
 def weight_gradient(dy: Tensor, x: Tensor, form: Form) -> Tensor:
     """``dW_t = sum_p dy_p x_{p - t}^T``, ``[taps, C, C]``, in the arithmetic's type; differentiable itself."""
     dtype = compute_dtype(x)
-    with _no_autocast(x):
+    with no_autocast(x.device.type):
         x = x.to(dtype)
         rows_dy = dy.to(dtype).transpose(0, 1).flatten(1)
         grads = []
@@ -131,9 +126,8 @@ def premultiplied(weight: Tensor, bias: Tensor | None, form: Form) -> tuple[Tens
 
     Differentiable. Made in float64 where the device has it: its rounding is then the inverse matrix's only error.
     """
-    exact = torch.float32 if weight.device.type == "mps" else torch.float64
-    channels, dtype = weight.shape[1], weight.dtype
-    with _no_autocast(weight):
+    exact, channels, dtype = exact_dtype(weight), weight.shape[1], weight.dtype
+    with no_autocast(weight.device.type):
         wide = weight.to(exact)
         columns = [torch.eye(channels, dtype=exact, device=weight.device), *(-wide[1:]).unbind()]
         columns += [] if bias is None else [-bias.to(exact)[:, None]]

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .affine_coupling import compute_dtype
+from .lu_compose import no_autocast
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``y`` in x's dtype; the product in float32 (float64 for float64 data), autocast off."""
     dtype = compute_dtype(x)
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x.device.type):
         if row_major(x):
             return F.linear(x.movedim(1, -1).to(dtype), weight, bias).movedim(-1, 1).to(x.dtype)
         y = torch.matmul(weight, x.flatten(2).to(dtype))
@@ -28,7 +29,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def backward(x: Tensor, weight: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``(dx, dweight, dbias)``; differentiable itself."""
     dtype = compute_dtype(x)
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x.device.type):
         dx = forward(dy, weight.t(), None)
         if row_major(x):
             rows_dy, rows_x = (t.to(dtype).movedim(1, -1).reshape(-1, t.shape[1]) for t in (dy, x))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import channel_mix
 from .affine_coupling import compute_dtype
-from .lu_compose import Diagonal, diagonal_of, exact_dtype
+from .lu_compose import Diagonal, diagonal_of, exact_dtype, no_autocast
 
 
 def factors(lower, upper, log_s, sign, diagonal: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,7 +25,7 @@ def factors(lower, upper, log_s, sign, diagonal: int, eps: float) -> tuple[Tenso
 
 def forward(x, lower, upper, log_s, sign, permutation, bias, diagonal: int, eps: float, inverse: bool) -> Tensor:
     """y in x's dtype, or with ``inverse`` x from y; in float32 (float64 for float64 data), autocast off."""
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x.device.type):
         unit, u, _ = factors(lower, upper, log_s, sign, diagonal, eps)
         z = x.to(compute_dtype(x))
         if not inverse:
@@ -48,7 +48,7 @@ def backward(
     dx comes first (``W^T dx = dy``, two solves), and -dx takes dy's place in the rest. Differentiable itself.
     """
     dtype = compute_dtype(saved)
-    with torch.autocast(saved.device.type, enabled=False):
+    with no_autocast(saved.device.type):
         unit, u, slope = factors(lower, upper, log_s, sign, diagonal, eps)
         x, grad = saved.to(dtype), dy.to(dtype)
         if inverse:

@@ -401,6 +401,19 @@ def test_func_transforms_and_forward_mode(inverse):
         assert jacobian.shape == (*x.shape, 4, 4)
 
 
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("shape", [(5, 200), (5, 3, 2)])
+def test_shapes_on_a_device_that_holds_none(shape, inverse):
+    width = shape[1]
+    with torch.device("meta"):
+        x, factor, log_s = torch.empty(shape), torch.empty(width, width, requires_grad=True), torch.empty(width)
+    y = lu_linear(x, factor, factor, log_s, inverse=inverse)
+    y.sum().backward()
+    assert (y.shape, y.device, factor.grad.shape) == (x.shape, x.device, factor.shape)
+    gradient = torch.func.grad(lambda w: lu_linear(x, w, w, log_s, inverse=inverse).sum())(factor.detach())
+    assert gradient.shape == factor.shape
+
+
 def test_which_way_serves():
     """The matrix is composed above the kernels' widths, for no fewer than D columns, and never for an inverse."""
     from nfkernels.ops.lu_linear import COMPOSED, _way
