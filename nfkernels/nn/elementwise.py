@@ -16,7 +16,7 @@ from .standardize import fit_to_sample
 
 
 class Interval(NamedTuple):
-    """An open interval of numbers, some number inside it, and words for those who give others."""
+    """An open interval of numbers, some number inside it, and words (its ends go in) for those who give others."""
 
     low: float
     high: float
@@ -27,7 +27,7 @@ class Interval(NamedTuple):
 
 REAL = Interval(-math.inf, math.inf, 0.0)
 POSITIVE = Interval(0.0, math.inf, 1.0, "positive data", "shift it, or keep it away from 0")
-SYMMETRIC = Interval(-1.0, 1.0, 0.0, "data inside (-1, 1)", "scale it, or keep it away from the ends")
+SYMMETRIC = Interval(-1.0, 1.0, 0.0, "data inside ({low:.3g}, {high:.3g})", "scale it, or keep it away from the ends")
 
 # x -> f(x), log|f'(x)|, both elementwise
 Map = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -78,7 +78,8 @@ def _check_inside(x: Tensor, interval: Interval, who: str) -> None:
     for outside, what in ((x <= interval.low, "minimum"), (x >= interval.high, "maximum")):
         if interval.words and bool(outside.any()):
             worst = x[outside].min() if what == "minimum" else x[outside].max()
-            raise ValueError(f"{who} needs {interval.words}, got a {what} of {worst:.3g}: {interval.advice}")
+            words = interval.words.format(low=interval.low, high=interval.high)
+            raise ValueError(f"{who} needs {words}, got a {what} of {worst:.3g}: {interval.advice}")
 
 
 # --- the maps: exact in their tails, where f itself may round to a constant -------------------------------------------
@@ -158,8 +159,7 @@ class _WithAlpha(Elementwise):
     @property
     def _unit(self) -> Interval:
         ends = (0.0 - self.alpha) / (1 - 2 * self.alpha), (1 - self.alpha) / (1 - 2 * self.alpha)
-        words = f"data inside ({ends[0]:.3g}, {ends[1]:.3g})"
-        return Interval(*ends, 0.5, words, "keep it away from the ends, or give a larger alpha")
+        return Interval(*ends, 0.5, SYMMETRIC.words, "keep it away from the ends, or give a larger alpha")
 
     def _logit(self, x: Tensor) -> tuple[Tensor, Tensor]:
         width = 1 - 2 * self.alpha

@@ -222,6 +222,17 @@ def test_logit_with_alpha_takes_the_ends():
     torch.testing.assert_close(N.Sigmoid(0.05)(y)[0], x, atol=1e-7, rtol=0)
 
 
+@pytest.mark.parametrize("kind", [N.Logit, N.Sigmoid, N.LeakyReLU])
+def test_one_after_another_compiles_with_a_number_of_its_own(kind):
+    torch._dynamo.reset()
+    x = 0.1 + 0.8 * torch.rand(4, 3)
+    for number in (0.05, 0.01):  # the compiler takes the second for a variable
+        layer = kind(number)
+        for plain in (layer, layer.inv):
+            made = torch.compile(plain, fullgraph=True, backend="aot_eager")(x)
+            torch.testing.assert_close(made, plain(x))
+
+
 def test_affine_by_channel_by_sample_and_by_number():
     x = torch.randn(2, 3, 4)
     shift, scale = torch.randn(3), torch.tensor([1.0, -2.0, 0.5])
