@@ -6,10 +6,13 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..ops._library import under_transform
 from ..reference.affine_coupling import compute_dtype
 from .config import Recorded
+
+_FAKE = torch._C._TorchDispatchModeKey.FAKE
 
 
 class Bijection(Recorded, nn.Module):
@@ -170,8 +173,10 @@ class Inverse(Bijection):
 
 
 def reads_values(x: Tensor) -> bool:
-    """Whether looking at values is free here: CPU, and neither traced nor transformed."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not under_transform()
+    """Whether looking at values is free here: CPU, neither traced nor transformed, and no fake tensors, without any."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or under_transform():
+        return False
+    return not isinstance(x, FakeTensor) and torch._C._get_dispatch_mode(_FAKE) is None
 
 
 def zero_logdet(x: Tensor) -> Tensor:

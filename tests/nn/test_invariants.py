@@ -8,6 +8,7 @@ import pytest
 import torch
 from registry import CASES, Case
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nfkernels import nn as N
 
@@ -126,6 +127,25 @@ def test_empty_batch(case: Case):
     assert logdet.shape == (0,)
     (z.sum() + logdet.sum()).backward()
     assert layer.inverse(z.detach(), **inverse_lengths(layer, given))[0].shape == x.shape
+
+
+@every_layer
+@pytest.mark.parametrize("real", [False, True], ids=["fake-layer", "real-layer"])
+def test_shapes_without_values(case: Case, real):
+    """Fake tensors say they are on the CPU and have nothing to look at."""
+    layer = case.make()
+    mode = FakeTensorMode(allow_non_fake_inputs=real)
+    if not real:
+        for module in layer.modules():
+            for held in (module._parameters, module._buffers):
+                held.update({name: t if t is None else mode.from_tensor(t) for name, t in held.items()})
+    x, given = case.data()
+    x, given = mode.from_tensor(x), {name: mode.from_tensor(t) for name, t in given.items()}
+    with mode:
+        z, forward = layer(x, **given)
+        back, inverse = layer.inverse(z, **inverse_lengths(layer, given))
+    assert back.shape == x.shape
+    assert forward.shape == inverse.shape == x.shape[:1]
 
 
 @every_layer
