@@ -218,6 +218,11 @@ def describe_non_finite(x: Tensor) -> str | None:
     return f"{count} of {x[0].numel()} values {verb} NaN or infinite in sample {first}{more}"
 
 
+def check_width(count: int, layer: str, unit: str = "channel") -> None:
+    if count < 1:
+        raise ValueError(f"{layer} needs at least 1 {unit}, got {count}")
+
+
 def check_lengths(x: Tensor, lengths: Tensor) -> None:
     """``lengths [B]``, whole numbers from 0 to T (values looked at on the CPU only), for ``x [B, C, T]``."""
     if x.dim() != 3 or lengths.shape != (x.shape[0],):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor, nn
 
 from ..ops import autoregressive_conv
 from ..ops.autoregressive_conv import MaskName
 from ..reference.affine_coupling import compute_dtype
-from .bijection import check_channels, positions, refuse_lengths
+from .bijection import check_channels, check_width, positions, refuse_lengths
 from .linear_bijection import ConstantJacobian, checked_log_scale
 
 ORDERS = ("forward", "reverse")
@@ -37,8 +39,9 @@ class EmergingConv2d(ConstantJacobian):
 
     def __init__(self, channels: int, kernel_size: int = 3, *, mask: MaskName = "square", bias: bool = True) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        check_width(channels, "EmergingConv2d")
+        if not isinstance(kernel_size, Integral) or kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be an odd number, got {kernel_size!r}")
         if mask not in ("square", "raster"):
             raise ValueError(f"unknown mask {mask!r}: expected one of square, raster")
         self.channels, self.kernel_size, self.mask = channels, kernel_size, mask

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .bijection import check_channels, valid_mask, zero_logdet
+from .bijection import check_channels, check_width, valid_mask, zero_logdet
 from .linear_bijection import ConstantJacobian
 
 
@@ -33,6 +33,7 @@ class Permutation(ConstantJacobian):
         permutation: Tensor | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        check_width(features, "Permutation", "feature")
         if permutation is not None:
             order = torch.as_tensor(permutation)
             if order.is_floating_point() or order.shape != (features,):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
 from ..reference.affine_coupling import compute_dtype
 from ..reference.lu_compose import exact_dtype
-from .bijection import check_channels, per_channel, reads_values
+from .bijection import check_channels, check_width, per_channel, reads_values
 from .cache import cached
 from .linear_bijection import ConstantJacobian
 
@@ -26,6 +27,7 @@ class SpectralConv(ConstantJacobian):
 
     def __init__(self, channels: int, dims: int, bias: bool) -> None:
         super().__init__()
+        check_width(channels, type(self).__name__)
         self.channels, self.dims = channels, dims
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
 
@@ -125,7 +127,9 @@ def rounding(dtype: torch.dtype) -> float:
 
 
 def kernel_sides(kernel_size: int | Sequence[int], dims: int, layer: str) -> tuple[int, ...]:
-    sides = (kernel_size,) * dims if isinstance(kernel_size, int) else tuple(kernel_size)
+    sides = tuple(kernel_size) if isinstance(kernel_size, Iterable) else (kernel_size,) * dims
+    if not all(isinstance(side, Integral) for side in sides):
+        raise ValueError(f"{layer} needs a whole number for a kernel size, got {kernel_size!r}")
     if len(sides) != dims or min(sides) < 1:
         raise ValueError(f"{layer} needs a kernel size of at least 1 for each of {dims} axes, got {kernel_size}")
     return sides

@@ -133,5 +133,5 @@ def premultiplied(weight: Tensor, bias: Tensor | None, form: Form) -> tuple[Tens
         columns += [] if bias is None else [-bias.to(exact)[:, None]]
         solved = torch.linalg.solve_triangular(wide[0], torch.cat(columns, 1), upper=form.reverse).to(dtype)
     count = channels * weight.shape[0]
-    stack = solved[:, :count].reshape(channels, -1, channels).transpose(0, 1).contiguous()
+    stack = solved[:, :count].reshape(channels, weight.shape[0], channels).transpose(0, 1).contiguous()
     return stack, None if bias is None else solved[:, count].contiguous()

@@ -210,6 +210,10 @@ MISTAKES = {
         "PeriodicConv1d reaches across the end of its axis: it takes no lengths",
     ),
     "kernel": (lambda: N.PeriodicConv2d(3, 0), "PeriodicConv2d needs a kernel size of at least 1 for each of 2 axes"),
+    "no channels": (lambda: N.PeriodicConv2d(0), "^PeriodicConv2d needs at least 1 channel, got 0$"),
+    "no channels 1d": (lambda: N.PeriodicConv1d(0, depthwise=True), "^PeriodicConv1d needs at least 1 channel, got 0$"),
+    "fraction": (lambda: N.PeriodicConv2d(4, 3.0), r"PeriodicConv2d needs a whole number for a kernel size, got 3\.0$"),
+    "fractions": (lambda: N.PeriodicConv2d(4, (3, 3.0)), r"needs a whole number for a kernel size, got \(3, 3\.0\)$"),
     "kernels": (lambda: N.PeriodicConv2d(3, (1, 2, 3)), r"for each of 2 axes, got \(1, 2, 3\)"),
 }
 

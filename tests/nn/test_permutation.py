@@ -52,6 +52,7 @@ def test_it_keeps_the_order_it_was_given():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: N.Permutation(0), "^Permutation needs at least 1 feature, got 0$"),
         (lambda: N.Permutation(3, "shuffle"), "unknown kind 'shuffle': expected 'random', 'reverse' or 'roll'"),
         (lambda: N.Permutation(3, permutation=[0, 1]), r"a permutation of 3 features is 3 integers, got \[0, 1\]"),
         (lambda: N.Permutation(2, permutation=[0.0, 1.0]), "a permutation of 2 features is 2 integers"),

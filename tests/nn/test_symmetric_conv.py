@@ -153,6 +153,7 @@ def test_where_no_value_is_looked_at_it_comes_out_infinite_and_nan(size):
 
 MISTAKES = {
     "even": (lambda: N.SymmetricConv(2, 4), "SymmetricConv needs a kernel with a centre, of odd size, got 4"),
+    "no channels": (lambda: N.SymmetricConv(0), "^SymmetricConv needs at least 1 channel, got 0$"),
     "dims": (lambda: N.SymmetricConv(2, 3, dims=3), "SymmetricConv has 1 or 2 dims, got 3"),
     "rank": (lambda: N.SymmetricConv(2)(torch.zeros(1, 2, 4)), r"SymmetricConv takes \[B, C, H, W\], got"),
     "lengths": (

@@ -239,6 +239,17 @@ def test_what_the_mask_hides_changes_nothing(order, mask, inverse):
 
 
 @pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_no_channels(backend, inverse):
+    x, weight, bias = (torch.zeros(s, requires_grad=True) for s in ((2, 0, 3, 4), (0, 0, 3, 3), (0,)))
+    with use_backend(backend):
+        y = autoregressive_conv(x, weight, bias, inverse=inverse)
+        y.sum().backward()
+    assert y.shape == x.grad.shape == x.shape
+    assert (weight.grad.shape, bias.grad.shape) == (weight.shape, bias.shape)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("needed", [n for n in itertools.product([False, True], repeat=3) if any(n)])
 def test_only_the_needed_gradients_are_made(needed, inverse):
     x, weight, bias = torch.randn(2, 5, 3, 4), kernel(5, 3, torch.float32), torch.randn(5)
@@ -363,7 +374,9 @@ X, W = torch.zeros(2, 4, 3, 3), torch.zeros(4, 4, 3, 3)
         ("weight is on meta", lambda: autoregressive_conv(X, W.to("meta"))),
         ("unknown order 'back'", lambda: autoregressive_conv(X, W, order="back")),
         ("unknown mask 'round'", lambda: autoregressive_conv(X, W, mask="round")),
-        ("kernel_size must be odd", lambda: EmergingConv2d(4, 2)),
+        ("^kernel_size must be an odd number, got 2$", lambda: EmergingConv2d(4, 2)),
+        (r"^kernel_size must be an odd number, got \(3, 3\)$", lambda: EmergingConv2d(4, (3, 3))),
+        ("^EmergingConv2d needs at least 1 channel, got 0$", lambda: EmergingConv2d(0)),
         ("unknown mask 'round'", lambda: EmergingConv2d(4, mask="round")),
         ("takes images", lambda: EmergingConv2d(4)(X[..., 0])),
         ("no sequence axis", lambda: EmergingConv2d(4)(X, lengths=torch.tensor([1, 2]))),
