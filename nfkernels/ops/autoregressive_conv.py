@@ -81,7 +81,9 @@ class _AutoregressiveConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout):
         x, weight = ctx.saved_tensors
-        form, solve, need = ctx.form, ctx.solve, ctx.needs_input_grad
+        form, solve, need, dtype = ctx.form, ctx.solve, ctx.needs_input_grad, x.dtype
+        if solve and any(need[1:3]):  # they are sums of what is solved for: it is rounded for dx alone
+            x, dout = x.to(weight.dtype), dout.to(weight.dtype)
         transposed = weight.mT
         dx = dweight = dbias = None
         if under_transform():
@@ -99,7 +101,7 @@ class _AutoregressiveConv(torch.autograd.Function):
             def gradient(dy, x, form):
                 return _weight_gradient(ctx.backend, dy, x, form)
 
-        dx = moved if need[0] else None
+        dx = moved.to(dtype) if need[0] else None
         dy = moved if solve else dout  # solve: minus the gradient of the convolution that was undone
         if need[1]:
             dweight = gradient(dy, x, form)

@@ -225,6 +225,26 @@ def test_gradcheck(order, mask, inverse):
     assert torch.autograd.gradgradcheck(f, (x.detach(), weight), fast_mode=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("way", ["native", "reference", "create_graph"])
+def test_sums_of_an_inverse_are_not_of_rounded_numbers(way, dtype):
+    x, weight, dy = (
+        torch.randn(4, 3, 16, 16).to(dtype),
+        kernel(3, 3, torch.float32),
+        torch.randn(4, 3, 16, 16).to(dtype),
+    )
+    # What x is rounded to is saved, and dweight is made of it: dbias is of the solution alone.
+    leaves = [x.requires_grad_(), weight.requires_grad_(), torch.zeros(3, requires_grad=True)]
+    with use_backend("reference" if way == "reference" else "native"):
+        y = autoregressive_conv(*leaves, inverse=True)
+        dx, _, dbias = torch.autograd.grad(y, leaves, dy, create_graph=way == "create_graph")
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    exact = torch.autograd.grad(autoregressive_conv(*wide, inverse=True), wide, dy.double())
+    assert dx.dtype == dtype
+    assert (dx.double() - exact[0]).norm() < EPS[dtype] * exact[0].norm()
+    assert (dbias.double() - exact[2]).norm() < 1e-5 * exact[2].norm()
+
+
 @every_kind
 @pytest.mark.parametrize("inverse", [False, True])
 def test_what_the_mask_hides_changes_nothing(order, mask, inverse):
