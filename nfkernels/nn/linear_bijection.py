@@ -58,11 +58,11 @@ class LinearBijection(ConstantJacobian):
         raise NotImplementedError
 
     def forward(self, x, context=None, *, lengths=None):
-        check_channels(x, self.features, type(self).__name__)
+        check_channels(x, self.features, type(self).__name__, own=self._any_parameter())
         return self._valid(self.multiply(x), lengths), self.log_abs_det(x, lengths=lengths)
 
     def inverse(self, z, context=None, *, lengths=None):
-        check_channels(z, self.features, type(self).__name__)
+        check_channels(z, self.features, type(self).__name__, own=self._any_parameter())
         return self._valid(self.solve(z), lengths), -self.log_abs_det(z, lengths=lengths)
 
     def log_abs_det(self, x, *, lengths=None):
@@ -74,6 +74,9 @@ class LinearBijection(ConstantJacobian):
     @torch.no_grad()
     def condition_number(self, shape=None):
         return condition_of(self.matrix())
+
+    def _any_parameter(self) -> Tensor:
+        return next(p for p in self._parameters.values() if p is not None)
 
     def _valid(self, y: Tensor, lengths: Tensor | None) -> Tensor:
         """A bias moves padding, which is zero on both sides."""

@@ -21,7 +21,10 @@ TESTS = Path(__file__).parents[1]
 KERNELS = sorted((TESTS.parent / "csrc/cuda").glob("*.cu"))
 OP_TESTS = [path for path in (TESTS / f"ops/test_{kernel.stem}.py" for kernel in KERNELS) if path.exists()]
 # Forward and gradients against the reference, every layout and stride, NaN and infinities, the same bits in any order.
-KEEP = "native_matches or layouts or any_shape or expanded or non_finite or same_bits or rebuil or cut_by"
+KEEP = (
+    "native_matches or layouts or any_shape or expanded or non_finite or same_bits or rebuil or cut_by or every_size"
+    " or test_every_width or not_finite_stays"
+)
 ORDERS = [("forward", 0), ("reverse", 0), ("random", 1), ("random", 2)]
 
 
