@@ -230,7 +230,8 @@ class Affine(Elementwise):
 
     ``shift`` and ``scale`` are numbers, tensors ``[C]`` (one value per channel) or any shape that broadcasts to one
     sample ``[C, ...]``: fixed, as float32 buffers, or ``learned``, as parameters ``shift`` and ``log_scale`` with the
-    scale's sign kept. Raises ``ValueError`` if a scale is zero or not finite.
+    scale's sign kept. Raises ``ValueError`` if a scale is zero or not finite, on the CPU also if a learned one gets so
+    in float32.
     """
 
     def __init__(self, shift: Tensor | float = 0.0, scale: Tensor | float = 1.0, learned: bool = False) -> None:
@@ -259,12 +260,19 @@ class Affine(Elementwise):
         scale = self.log_scale.detach().exp() if self.learned else self.scale.abs()
         return (scale.max() / scale.min()).item()
 
+    def _checked_log_scale(self) -> Tensor:
+        if reads_values(self.log_scale) and self.log_scale.numel():
+            largest = torch.linalg.vector_norm(self.log_scale.detach(), math.inf).item()
+            if not largest < 80:  # nor for NaN
+                raise ValueError(f"a scale of this Affine is zero or infinite: |log_scale| reached {largest:.3g}")
+        return self.log_scale
+
     def _fit(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shift = fit_to_sample(self.shift, x, "Affine", "shift")
         if not self.learned:
             scale = fit_to_sample(self.scale, x, "Affine", "scale")
             return shift, scale, scale.abs().log()
-        log_scale = fit_to_sample(self.log_scale, x, "Affine", "log_scale")
+        log_scale = fit_to_sample(self._checked_log_scale(), x, "Affine", "log_scale")
         return shift, fit_to_sample(self.sign, x, "Affine", "sign") * log_scale.exp(), log_scale
 
     def extra_repr(self) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..ops import autoregressive_conv
 from ..ops.autoregressive_conv import MaskName
 from ..reference.affine_coupling import compute_dtype
+from ..reference.lu_compose import exact_dtype
 from .bijection import check_channels, check_width, positions, refuse_lengths
 from .linear_bijection import ConstantJacobian, checked_log_scale
 
@@ -54,13 +55,13 @@ class EmergingConv2d(ConstantJacobian):
         self._check(x, lengths)
         first, second = self._weights(x)
         y = autoregressive_conv(x, first, order=ORDERS[0], mask=self.mask)
-        return autoregressive_conv(y, second, self.bias, order=ORDERS[1], mask=self.mask), self.log_abs_det(x)
+        return autoregressive_conv(y, second, self.bias, order=ORDERS[1], mask=self.mask), self._total(self.log_s, x)
 
     def inverse(self, z, context=None, *, lengths=None):
         self._check(z, lengths)
         first, second = self._weights(z)
         y = autoregressive_conv(z, second, self.bias, order=ORDERS[1], mask=self.mask, inverse=True)
-        return autoregressive_conv(y, first, order=ORDERS[0], mask=self.mask, inverse=True), -self.log_abs_det(z)
+        return autoregressive_conv(y, first, order=ORDERS[0], mask=self.mask, inverse=True), -self._total(self.log_s, z)
 
     def _check(self, x: Tensor, lengths: Tensor | None) -> None:
         refuse_lengths(lengths, "EmergingConv2d")
@@ -81,7 +82,11 @@ class EmergingConv2d(ConstantJacobian):
 
     def log_abs_det(self, x, *, lengths=None):
         self._check(x, lengths)
-        return (self.log_s.to(compute_dtype(x)).sum() * positions(x, None)).expand(x.shape[0])
+        return self._total(checked_log_scale(self.log_s, "EmergingConv2d"), x)
+
+    def _total(self, log_s: Tensor, x: Tensor) -> Tensor:
+        total = log_s.sum(dtype=exact_dtype(log_s)) * positions(x, None)
+        return total.to(compute_dtype(x)).expand(x.shape[0])
 
     def extra_repr(self) -> str:
         return f"{self.channels}, kernel_size={self.kernel_size}, mask={self.mask!r}, bias={self.bias is not None}"

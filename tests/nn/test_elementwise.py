@@ -266,7 +266,20 @@ def test_a_learned_affine_finds_mean_and_deviation():
     assert layer.sign.tolist() == [1.0, -1.0]
 
 
+def drifted(log_scale: float) -> N.Affine:
+    layer = N.Affine(torch.zeros(2), torch.ones(2), learned=True)
+    with torch.no_grad():
+        layer.log_scale[1] = log_scale
+    return layer
+
+
 MISTAKES = {
+    "overflow": (
+        lambda: drifted(200.0)(torch.zeros(1, 2)),
+        r"^a scale of this Affine is zero or infinite: \|log_scale\| reached 200$",
+    ),
+    "underflow": (lambda: drifted(-200.0).inverse(torch.zeros(1, 2)), "a scale of this Affine is zero or infinite"),
+    "nan": (lambda: drifted(math.nan)(torch.zeros(1, 2)), "a scale of this Affine .* reached nan"),
     "slope": (lambda: N.LeakyReLU(0.0), "LeakyReLU has an inverse for positive finite slopes only, got 0.0"),
     "negative slope": (lambda: N.LeakyReLU(-0.1), "positive finite slopes only, got -0.1"),
     "alpha": (lambda: N.Logit(0.5), "Logit needs an alpha of at least 0 and below 0.5, got 0.5"),

@@ -411,6 +411,17 @@ def test_a_singular_layer_says_so():
     layer = EmergingConv2d(3)
     with torch.no_grad():
         layer.log_s[1, 2] = -200
-    for direction in (layer, layer.inverse):
+    for direction in (layer, layer.inverse, layer.log_abs_det):
         with pytest.raises(ValueError, match="EmergingConv2d is singular: log_s reached 200"):
             direction(torch.zeros(1, 3, 2, 2))
+
+
+def test_the_log_determinant_of_a_layer_is_rounded_once():
+    layer, x = EmergingConv2d(64), torch.zeros(2, 64, 5, 7)
+    with torch.no_grad():
+        layer.log_s.fill_(1e-5)
+        layer.log_s[0, 7], layer.log_s[1, 9] = 60, -60
+    want = (35 * layer.log_s.double().sum()).float().expand(2)
+    assert torch.equal(layer.log_abs_det(x), want)
+    assert torch.equal(layer(x)[1], want)
+    assert torch.equal(layer.inverse(x)[1], -want)
