@@ -19,6 +19,8 @@ from .channel_mix import _backward as _mix_backward
 OrderName = Literal["forward", "reverse"]
 MaskName = Literal["square", "raster"]
 
+WIDEST_KERNEL = 1023  # the kernels count in 32 bits
+
 # --- raw op: schema, reference, fake --------------------------------------------------------------------------------
 
 
@@ -197,10 +199,16 @@ def _check(x, weight, bias, order, mask) -> None:
             f"weight must be [{channels}, {channels}, {kernel}], k odd, for x of shape {tuple(x.shape)}, "
             f"got {tuple(weight.shape)}"
         )
+    if size > WIDEST_KERNEL:
+        raise ValueError(f"weight must have a kernel of at most {WIDEST_KERNEL} taps a side, got {tuple(weight.shape)}")
     if bias is not None and bias.shape != (channels,):
         raise ValueError(f"bias must be [{channels}], got {tuple(bias.shape)}")
     for name, other in (("weight", weight), ("bias", bias)):
-        if other is not None and other.device != x.device:
+        if other is None:
+            continue
+        if other.dtype not in _FLOATS:
+            raise ValueError(f"{name} must be floating point, got {other.dtype}")
+        if other.device != x.device:
             raise ValueError(f"{name} is on {other.device} but x is on {x.device}")
     for name, given, known in (("order", order, ("forward", "reverse")), ("mask", mask, ("square", "raster"))):
         if given not in known:

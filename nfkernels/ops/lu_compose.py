@@ -148,10 +148,8 @@ def lu_compose(
     check_factors(lower, upper, log_s, sign, permutation, kind)
     dtype = torch.float64 if lower.dtype == torch.float64 else torch.float32
     one = lower.dim() == 2
-    found = [
-        None if t is None else (t if t.dtype == torch.int64 else t.to(dtype)).contiguous()
-        for t in (lower, upper, log_s, sign, permutation)
-    ]
+    found = [None if t is None else t.to(dtype).contiguous() for t in (lower, upper, log_s, sign)]
+    found.append(None if permutation is None else permutation.contiguous())
     if one:
         found = [None if t is None else t[None] for t in found]
     options = (kind, float(eps), weight, inverse)
@@ -191,5 +189,12 @@ def check_factors(
             raise ValueError(f"{name} is {other.dtype} but lower is {lower.dtype}")
         if other.device != lower.device:
             raise ValueError(f"{name} is on {other.device} but lower is on {lower.device}")
+    check_sign(sign)
     if sign is not None and diagonal == Diagonal.softplus:
         raise ValueError("a softplus diagonal is positive: sign goes with diagonal='exp'")
+
+
+def check_sign(sign: Tensor | None) -> None:
+    """Whole numbers serve; True and False would be +1 and 0."""
+    if sign is not None and (sign.is_complex() or sign.dtype == torch.bool):
+        raise ValueError(f"sign must be +1 and -1 in a real type, got {sign.dtype}")

@@ -16,7 +16,7 @@ from .affine_coupling import _FLOATS, _choice, _like
 from .channel_mix import _backend as mix_backend
 from .channel_mix import _backward as mix_backward
 from .channel_mix import _forward as mix_forward
-from .lu_compose import DiagonalName
+from .lu_compose import DiagonalName, check_sign
 from .lu_compose import _backend as compose_backend
 from .lu_compose import _backward as compose_backward
 from .lu_compose import _forward as compose_forward
@@ -205,6 +205,7 @@ def _check(x, lower, upper, log_s, bias, sign, permutation, diagonal) -> None:
         raise ValueError(f"x must be floating point, got {x.dtype}")
     if sign is not None and diagonal == Diagonal.softplus:
         raise ValueError("a softplus diagonal is positive: sign goes with diagonal='exp'")
+    check_sign(sign)
     if permutation is not None and permutation.dtype != torch.int64:
         raise ValueError(f"permutation must be int64, got {permutation.dtype}")
     width = x.shape[1]
@@ -220,5 +221,7 @@ def _check(x, lower, upper, log_s, bias, sign, permutation, diagonal) -> None:
             continue
         if t.shape != shape:
             raise ValueError(f"{name} must be {list(shape)} for x of shape {tuple(x.shape)}, got {tuple(t.shape)}")
+        if name not in ("sign", "permutation") and t.dtype not in _FLOATS:
+            raise ValueError(f"{name} must be floating point, got {t.dtype}")
         if t.device != x.device:
             raise ValueError(f"{name} is on {t.device} but x is on {x.device}")

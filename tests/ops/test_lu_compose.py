@@ -213,6 +213,15 @@ def test_nothing_to_compose(shape):
         assert leaves[0].grad.shape == lower.shape
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.float64])
+def test_signs_of_any_real_type(dtype):
+    lower, upper, log_s = torch.randn(2, 4, 4), torch.randn(2, 4, 4), torch.randn(2, 4)
+    sign = torch.tensor([[1, -1, -1, 1], [-1, 1, 1, 1]])
+    made = lu_compose(lower, upper, log_s, sign=sign.to(dtype))
+    for got, want in zip(made, lu_compose(lower, upper, log_s, sign=sign.float()), strict=True):
+        assert torch.equal(got, want)
+
+
 def test_low_precision_parameters_become_float32():
     given = [t.to(torch.bfloat16).requires_grad_() for t in factors(2, 5)[:3]]
     made = lu_compose(*given)
@@ -356,6 +365,10 @@ EYE, ONE = torch.eye(3), torch.zeros(3)
         (r"log_s must be \[1, 3\]", lambda: lu_compose(EYE[None], EYE[None], ONE)),
         ("upper is torch.float64 but", lambda: lu_compose(EYE, EYE.double(), ONE)),
         (r"sign must be \[3\]", lambda: lu_compose(EYE, EYE, ONE, sign=torch.ones(2))),
+        (
+            r"sign must be \+1 and -1 in a real type, got torch.complex64",
+            lambda: lu_compose(EYE, EYE, ONE, sign=ONE.cfloat()),
+        ),
         ("permutation must be int64", lambda: lu_compose(EYE, EYE, ONE, permutation=ONE)),
         ("log_s is on meta", lambda: lu_compose(EYE, EYE, ONE.to("meta"))),
         ("unknown diagonal 'cube'", lambda: lu_compose(EYE, EYE, ONE, diagonal="cube")),
