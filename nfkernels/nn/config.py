@@ -61,6 +61,12 @@ def arguments(module: object) -> dict[str, Any] | None:
     return module.__dict__.get(_KEY)
 
 
+def replace_argument(module: object, given: Any, kept: Any) -> None:
+    """Records ``kept``, which a file can hold, where the module's constructor was given ``given``, which it cannot."""
+    recorded = arguments(module) or {}
+    recorded.update({name: kept for name, value in recorded.items() if value is given})
+
+
 def _record(cls: type) -> None:
     init = cls.__init__
     signature = inspect.signature(init)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .bijection import check_channels, check_width, valid_mask, zero_logdet
+from .config import replace_argument
 from .linear_bijection import ConstantJacobian
 
 
@@ -42,6 +44,8 @@ class Permutation(ConstantJacobian):
             if not order.is_meta and order.sort().values.tolist() != list(range(features)):
                 raise ValueError(f"a permutation of {features} features has each of 0 to {features - 1} once")
             kind = "given"
+            if isinstance(permutation, np.ndarray):
+                replace_argument(self, permutation, order.tolist())
         elif kind == "random":
             order = torch.randperm(features)
         elif kind == "reverse":

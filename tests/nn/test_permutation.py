@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,6 +48,25 @@ def test_it_keeps_the_order_it_was_given():
     layer = N.Permutation(3, permutation=order)
     order[0] = 7
     assert layer.permutation.tolist() == [1, 0, 2]
+
+
+class Twice(N.Permutation):
+    def __init__(self, order):
+        super().__init__(len(order), permutation=order)
+
+
+N.register(Twice)
+
+
+@pytest.mark.parametrize("make", [lambda order: N.Permutation(4, permutation=order), Twice])
+def test_an_array_is_saved_as_numbers(make, tmp_path):
+    order = np.array([2, 0, 3, 1])
+    flow = N.Flow(make(order), N.StandardNormal(4))
+    order[0] = 1
+    flow.save(tmp_path / "flow")
+    x = torch.randn(3, 4)
+    assert torch.equal(N.Flow.load(tmp_path / "flow").encode(x), flow.encode(x))
+    assert torch.equal(flow.encode(x), x[:, [2, 0, 3, 1]])
 
 
 @pytest.mark.parametrize(
