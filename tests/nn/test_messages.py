@@ -101,6 +101,11 @@ def test_layers(name):
 ELSEWHERE = {
     "ActNorm": (lambda: N.ActNorm(4).eval(), (2, 4)),
     "Affine": (lambda: N.Affine(1.0, 2.0), (2, 4)),
+    "BlockDiagonalLinear": (lambda: N.BlockDiagonalLinear(4, 2), (2, 4)),
+    "DiagonalLinear": (lambda: N.DiagonalLinear(4), (2, 4)),
+    "HouseholderOrthogonal": (lambda: N.HouseholderOrthogonal(4), (2, 4)),
+    "InvertibleConv1x1": (lambda: N.InvertibleConv1x1(4), (2, 4, 3)),
+    "LULinear": (lambda: N.LULinear(4), (2, 4)),
     "DiagonalPrior": (lambda: N.DiagonalPrior(4), (2, 4)),
     "EmergingConv2d": (lambda: N.EmergingConv2d(4), (2, 4, 3, 3)),
     "GlowSteps": (lambda: N.GlowSteps(4, 1, 4).eval(), (2, 4, 2, 2)),
