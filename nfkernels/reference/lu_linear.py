@@ -26,17 +26,19 @@ def factors(lower, upper, log_s, sign, diagonal: int, eps: float) -> tuple[Tenso
 def forward(x, lower, upper, log_s, sign, permutation, bias, diagonal: int, eps: float, inverse: bool) -> Tensor:
     """y in x's dtype, or with ``inverse`` x from y; in float32 (float64 for float64 data), autocast off."""
     with no_autocast(x.device.type):
-        unit, u, _ = factors(lower, upper, log_s, sign, diagonal, eps)
         z = x.to(compute_dtype(x))
         if not inverse:
+            unit, u, _ = factors(lower, upper, log_s, sign, diagonal, eps)
             unit = unit if permutation is None else unit[permutation]
             return channel_mix.forward(channel_mix.forward(z, u, None), unit, bias).to(x.dtype)
         if bias is not None:
             z = z - bias.reshape(1, -1, *[1] * (x.dim() - 2))
         if permutation is not None:
             z = z[:, torch.argsort(permutation)]
-        z = _solve(unit, z, upper=False, unit=True)
-        return _solve(u, z, upper=True, unit=False).to(x.dtype)
+        # A solve reads its triangle alone: assembling both would cost more than the solves.
+        s, _ = diagonal_of(log_s.to(exact_dtype(log_s)), sign, diagonal, eps)
+        z = _solve(lower, z, upper=False, unit=True)
+        return _solve(torch.diagonal_scatter(upper, s.to(upper.dtype)), z, upper=True, unit=False).to(x.dtype)
 
 
 def backward(
