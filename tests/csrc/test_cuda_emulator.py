@@ -57,7 +57,9 @@ def run_op_tests(*options, files=OP_TESTS, env=None, keep=KEEP):
 
 
 @pytest.mark.skipif(not OP_TESTS, reason="there are no CUDA kernels")
-@pytest.mark.parametrize("order", ["forward", "reverse", "random:1"])
+@pytest.mark.parametrize(
+    "order", ["forward", "reverse", "random:1", pytest.param("random:2", marks=pytest.mark.exhaustive)]
+)
 def test_ops_in_thread_order(order):
     run_op_tests("--cuda-emulator=plain", f"--thread-order={order}")
 
@@ -65,6 +67,12 @@ def test_ops_in_thread_order(order):
 @pytest.mark.parametrize("path", OP_TESTS, ids=lambda path: path.stem)
 def test_ops_under_the_sanitizers(path):
     run_op_tests("--cuda-emulator=asan", files=[path], env=emulator.sanitizer_environment(), keep=KEEP_SANITIZED)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("path", OP_TESTS, ids=lambda path: path.stem)
+def test_all_of_the_ops_under_the_sanitizers(path):
+    run_op_tests("--cuda-emulator=asan", files=[path], env=emulator.sanitizer_environment())
 
 
 # --- primitives ------------------------------------------------------------------------------------------------------
