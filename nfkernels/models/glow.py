@@ -14,6 +14,7 @@ from ..nn.conv_net import Dropout
 from ..nn.glow_steps import GlowSteps
 from ..nn.image_flow import ImageFlow
 from ..nn.multi_scale import MultiScale
+from ..nn.reversible import Memory
 from ..nn.split_prior import DiagonalPrior, SplitPrior
 from ..nn.squeeze import Squeeze
 from ..nn.standardize import Standardize
@@ -34,6 +35,8 @@ class Glow(ImageFlow):
         grey_levels: values a pixel can take; see :class:`ImageFlow`.
         dropout, dropout_of, kernel, last_kernel: of the coupling networks; see :class:`ConvConditioner`.
         scale_map, order: of the couplings; see :func:`nfkernels.affine_coupling`.
+        memory: what training keeps: ``"stored"`` all activations, ``"reversible"`` each level's output; see
+            :class:`nfkernels.nn.GlowSteps`.
 
     ``forward`` returns flat latents ``z [B, D]`` that follow N(0, I); :meth:`split_latent` gives them by level.
 
@@ -57,6 +60,7 @@ class Glow(ImageFlow):
         scale_map: ScaleMap | str = "glow",
         order: OrderName = "shift_first",
         class_width: int = 32,
+        memory: Memory = "stored",
     ) -> None:
         channels, height, width = _checked_shape(shape, levels)
         counts = [steps] * levels if isinstance(steps, int) else list(steps)
@@ -71,6 +75,7 @@ class Glow(ImageFlow):
             flow = GlowSteps(
                 channels, count, hidden, context_channels=context, kernel=kernel, last_kernel=last_kernel,
                 dropout=dropout, dropout_of=dropout_of, scale_map=scale_map, order=order,
+                memory=memory,
             )  # fmt: skip
             last = level == levels - 1
             prior = DiagonalPrior if last else SplitPrior
