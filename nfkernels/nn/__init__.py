@@ -25,6 +25,7 @@ from .split_prior import DiagonalPrior, SplitPrior
 from .squeeze import Squeeze
 from .standardize import Standardize
 from .symmetric_conv import SymmetricConv
+from .variational_dequantization import VariationalDequantization
 
 __all__ = [
     "MLP",
@@ -74,6 +75,7 @@ __all__ = [
     "Tanh",
     "TriangularLinear",
     "Uniform",
+    "VariationalDequantization",
     "load",
     "register",
     "save",
