@@ -19,7 +19,7 @@ from .multi_scale import MultiScale
 from .orthogonal import HouseholderOrthogonal, QRLinear
 from .periodic_conv import PeriodicConv1d, PeriodicConv2d
 from .permutation import Permutation
-from .reversible import ReversibleSequential
+from .reversible import ReversibleSequential, drift
 from .serialize import CheckpointError, load, save
 from .split_prior import DiagonalPrior, SplitPrior
 from .squeeze import Squeeze
@@ -76,6 +76,7 @@ __all__ = [
     "TriangularLinear",
     "Uniform",
     "VariationalDequantization",
+    "drift",
     "load",
     "register",
     "save",

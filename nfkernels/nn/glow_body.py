@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -87,14 +87,25 @@ class GlowBody:
 
     def inverse_and_logdet(self, z: Tensor, tensors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
         """``(x, logdet)`` of the inverse, again without the mixes' logdet; needs ``unmix``, with a graph if wanted."""
+        *_, last = self.undone(z, tensors)
+        return last
+
+    def undone(self, z: Tensor, tensors: Sequence[Tensor | None]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each step's input and the log-determinant so far, from the last step to the first."""
         t = GlowTensors(*tensors)
-        unmixes, logdet = t.unmix.unbind(0), None
         shifts = t.shift if t.mix is None else -(t.unmix * t.shift[:, None]).sum(2)
-        shifts = shifts.unbind(0)
-        for k, network in reversed(list(enumerate(self.networks(t)))):
+        logdet = None
+        for network, unmix, shift in zip(*map(reversed, (self.networks(t), t.unmix.unbind(0), shifts.unbind(0)))):
             z, logdet = self.couple(z, network, logdet, inverse=True)
-            z = channel_mix(z, unmixes[k], shifts[k])
-        return z, logdet
+            z = channel_mix(z, unmix, shift)
+            yield z, logdet
+
+    def done(self, x: Tensor, tensors: Sequence[Tensor | None]) -> Iterator[Tensor]:
+        """Each step's output, from the first to the last."""
+        t = GlowTensors(*tensors)
+        for network, mix, shift in zip(self.networks(t), t.mix.unbind(0), t.shift.unbind(0), strict=True):
+            x, _ = self.couple(channel_mix(x, mix, shift), network)
+            yield x
 
     def backward(self, z, dz, dlogdet, tensors, wanted):
         _, dx, grads = self.walk_back(z, torch.zeros_like(z) if dz is None else dz, dlogdet, tensors, wanted)

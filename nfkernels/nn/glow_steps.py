@@ -28,7 +28,7 @@ from .glow_body import GlowBody, GlowTensors
 from .invertible_conv import plu
 from .linear_bijection import checked_log_scale, random_rotations
 from .replay import gradients
-from .reversible import Memory, check_memory, keeping_output
+from .reversible import Memory, check_memory, keeping_output, relative_drift
 
 
 class GlowSteps(StartsFromData):
@@ -132,6 +132,15 @@ class GlowSteps(StartsFromData):
         x, dx, grads = self._body(z).walk_back(z, dz, dlogdet, tensors, asked)
         # The constant is one number for all samples.
         return x, dx, gradients([*tensors, constant], wanted, [*grads, None if dlogdet is None else dlogdet.sum()])
+
+    @torch.no_grad()
+    def drift(self, x: Tensor, context: Tensor | None = None) -> list[float]:
+        """Errors of the steps' inputs rebuilt from the output, first step first; see :func:`nfkernels.nn.drift`."""
+        tensors, _ = self._tensors(x, context)
+        body = self._body(x)
+        true = [x, *body.done(x, tensors)]
+        rebuilt = [v for v, _ in body.undone(true[-1], tensors)]
+        return [relative_drift(a, b) for a, b in zip(true[:-1], reversed(rebuilt), strict=True)]
 
     def start(self, x, context, lengths):
         check_channels(x, self.channels, "GlowSteps", least=4, own=self.bias)
