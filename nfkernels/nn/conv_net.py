@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import philox_uniform
+from .conv_relu import conv_relu
 
 # Glow's factor on the learned log-scale of a network's last convolution (Kingma & Dhariwal's code, `conv2d_zeros`).
 LOG_SCALE_FACTOR = 3.0
@@ -126,13 +127,14 @@ def conv_net(
         x = x.to(dtype=w1.dtype, memory_format=torch.channels_last)  # cast and reordered in one pass
     else:
         x = x.to(w1.dtype)
-    h = conv(x, w1, b1, padding=kernels[0] // 2)
-    if extra is not None:
-        h = h + extra.reshape(*extra.shape, *[1] * (h.dim() - extra.dim()))
-    h = F.relu_(h)
+    if extra is None:
+        h = conv_relu(x, w1, b1, kernels[0] // 2)
+    else:
+        h = conv(x, w1, b1, padding=kernels[0] // 2)
+        h = F.relu_(h + extra.reshape(*extra.shape, *[1] * (h.dim() - extra.dim())))
     if mask is not None:
         h = h * mask
-    h = F.relu_(conv(h, w2, b2))
+    h = conv_relu(h, w2, b2, 0)
     if mask is not None:
         h = h * mask
     if isinstance(drop, Tensor):
