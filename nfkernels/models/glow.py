@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,12 @@ from ..nn.multi_scale import MultiScale
 from ..nn.split_prior import DiagonalPrior, SplitPrior
 from ..nn.squeeze import Squeeze
 from ..nn.standardize import Standardize
+from ..nn.variational_dequantization import VariationalDequantization
 from ..ops import ScaleMap
 from ..ops.affine_coupling import OrderName
+
+Dequantization = Literal["uniform", "variational"]
+DEQUANTIZER_WIDTH = 64
 
 
 class Glow(ImageFlow):
@@ -32,6 +37,9 @@ class Glow(ImageFlow):
         classes: number of classes of a class-conditional model, whose context is then labels, int64 ``[B]``. Their
             embedding (``class_width`` numbers each) shifts the first layer of every network and the priors.
         grey_levels: values a pixel can take; see :class:`ImageFlow`.
+        dequantization: how images become continuous: ``"uniform"``, or ``"variational"``, by a
+            :class:`VariationalDequantization` of 4 couplings and width ``min(hidden, 64)`` that learns with the flow,
+            starts out uniform, and does not see the class.
         dropout, dropout_of, kernel, last_kernel: of the coupling networks; see :class:`ConvConditioner`.
         scale_map, order: of the couplings; see :func:`nfkernels.affine_coupling`.
 
@@ -57,11 +65,14 @@ class Glow(ImageFlow):
         scale_map: ScaleMap | str = "glow",
         order: OrderName = "shift_first",
         class_width: int = 32,
+        dequantization: Dequantization = "uniform",
     ) -> None:
         channels, height, width = _checked_shape(shape, levels)
         counts = [steps] * levels if isinstance(steps, int) else list(steps)
         if len(counts) != levels:
             raise ValueError(f"steps must be one number or one per level: got {len(counts)} for {levels} levels")
+        if dequantization not in get_args(Dequantization):
+            raise ValueError(f"unknown dequantization {dequantization!r}: expected 'uniform' or 'variational'")
         context = 0 if classes is None else class_width
         parts: list[Bijection] = []
         shapes = []
@@ -77,6 +88,9 @@ class Glow(ImageFlow):
             parts.append(Chain(Squeeze(2), flow, prior(channels, context_channels=context)))
             if not last:
                 channels -= channels // 2
+        dequantizer = None
+        if dequantization == "variational":
+            dequantizer = VariationalDequantization(shape, hidden=min(hidden, DEQUANTIZER_WIDTH))
         # x in [0, 1) is centred; ActNorm brings it to scale.
         super().__init__(
             Chain(Standardize(0.5, 1.0), MultiScale(parts, shapes)),
@@ -84,6 +98,7 @@ class Glow(ImageFlow):
             shape,
             grey_levels=grey_levels,
             embed=None if classes is None else ClassEmbedding(classes, class_width),
+            dequantizer=dequantizer,
         )
         self.classes = classes
 

@@ -24,6 +24,7 @@ from .split_prior import DiagonalPrior, SplitPrior
 from .squeeze import Squeeze
 from .standardize import Standardize
 from .symmetric_conv import SymmetricConv
+from .variational_dequantization import VariationalDequantization
 
 __all__ = [
     "MLP",
@@ -72,6 +73,7 @@ __all__ = [
     "Tanh",
     "TriangularLinear",
     "Uniform",
+    "VariationalDequantization",
     "load",
     "register",
     "save",
