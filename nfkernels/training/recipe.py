@@ -151,6 +151,10 @@ class GlowShape:
         depth: Glow steps per level, or a number for each level.
         width: hidden channels of the coupling networks.
         dropout, dropout_of: in the coupling networks; of whole channels it costs next to nothing.
+        kernel, last_kernel: sides of the coupling networks' first and last convolution; None for the same.
+        class_width: numbers that a class becomes.
+        scale_map, order: of the couplings.
+        dequantization: ``"uniform"`` or ``"variational"``.
     """
 
     levels: int | None = None
@@ -158,6 +162,12 @@ class GlowShape:
     width: int = 64
     dropout: float = 0.2
     dropout_of: Literal["element", "channel"] = "channel"
+    kernel: int = 3
+    last_kernel: int | None = None
+    class_width: int = 32
+    scale_map: str = "glow"
+    order: Literal["scale_first", "shift_first"] = "shift_first"
+    dequantization: Literal["uniform", "variational"] = "uniform"
 
 
 def auto_levels(height: int, width: int) -> int:

@@ -88,7 +88,7 @@ class ImageData:
         if self.grey_levels != 256:
             raise DataError(
                 f"{self.name} has {self.grey_levels} grey levels, and only sets of 256 can be cut to {bits} bits: "
-                "leave out --bits"
+                "leave out --n-bits"
             )
         if bits == 8:
             return self
