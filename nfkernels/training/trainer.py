@@ -23,6 +23,7 @@ from .optim import Optimizer
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .samples import Samples, batch_loss, fingerprint, unit_of
+from .step import LossModule, TrainStep, check_recipe
 
 if TYPE_CHECKING:
     from ..nn import Flow
@@ -52,6 +53,7 @@ class Trainer:
     def __init__(
         self, flow: Flow, data: Samples, validation: Samples | None, recipe: Recipe, folder: RunFolder | None
     ) -> None:
+        check_recipe(recipe, flow, len(data))
         self.flow, self.recipe, self.folder = flow, recipe, folder
         self.device = next(flow.parameters()).device
         self.config: dict[str, Any] = {}
@@ -84,7 +86,7 @@ class Trainer:
         self.flow.train()
         with torch.no_grad():
             batch_loss(self.flow, self._data.images[index].to(self.device), context, self._generator(_START))
-        self._optimizer = Optimizer(self.flow, self.recipe)
+        self._prepare()
         if self.folder is not None:
             self.folder.begin()
             self.folder.write_config(self.config)
@@ -96,21 +98,24 @@ class Trainer:
                 self.folder.checkpoint.unlink(missing_ok=True)
                 raise
 
+    def _prepare(self) -> None:
+        """What a step needs, once the flow has the weights that it starts from."""
+        self._optimizer = Optimizer(self.flow, self.recipe)
+        loss = LossModule(self.flow, self.recipe.precision)
+        self._step = TrainStep(loss, self._optimizer, self._window, self._noise)
+
     def step(self) -> None:
         """One optimiser step. Nothing in here waits for the device."""
         samples, context = self._batches.next()
+        self._optimizer.prepare(self.at)
         try:
-            loss = batch_loss(self.flow, samples, context, self._noise)
+            self._step.run(samples, context)
         except ValueError as error:  # a layer that has become singular says so
             if self.at == 0:
                 raise
             raise TrainingError(
                 f"the flow broke at step {self.at + 1}: {error}{self._kept()}; try a lower learning rate (--lr)"
             ) from error
-        loss.backward()
-        norm, bad = self._optimizer.step(loss, self.at)
-        seen = torch.stack((loss.detach(), norm, torch.ones_like(norm))).to(self._window.dtype)
-        self._window += torch.where(bad > 0, 0.0, seen)
         self.at += 1
 
     def log(self) -> dict[str, Any]:
@@ -210,7 +215,7 @@ class Trainer:
         try:
             now = self.flow.state_dict()
             self.flow.load_state_dict(with_index_permutations(tensors["flow"], now))
-            self._optimizer = Optimizer(self.flow, self.recipe)
+            self._prepare()
             self._optimizer.load_state_dict(tensors["optimizer"])
             self._batches.load_state_dict({**facts["order"], "generator": tensors["random"]["order"]})
             self._noise.set_state(tensors["random"]["noise"])
