@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .data.image_data import DataError, ImageData
+from .distributed import Ranks
 from .samples import Data, Samples, as_samples, is_image_flow, unit_of
 
 if TYPE_CHECKING:
@@ -87,27 +88,42 @@ def evaluate(flow: Flow, data: Data, *, draws: int = 20, importance_samples: int
     return Evaluation(mean, error, len(samples), draws, unit_of(flow), importance_samples)
 
 
-def mean_loss(flow: Flow, samples: Samples, *, draws: int, generator: torch.Generator) -> float:
-    return float(sample_losses(flow, samples, draws=draws, generator=generator).mean())
+def mean_loss(
+    flow: Flow, samples: Samples, *, draws: int, generator: torch.Generator, ranks: Ranks | None = None
+) -> float:
+    return float(sample_losses(flow, samples, draws=draws, generator=generator, ranks=ranks).mean())
 
 
 def sample_losses(
-    flow: Flow, samples: Samples, *, draws: int, importance_samples: int = 1, generator: torch.Generator
+    flow: Flow,
+    samples: Samples,
+    *,
+    draws: int,
+    importance_samples: int = 1,
+    generator: torch.Generator,
+    ranks: Ranks | None = None,
 ) -> Tensor:
-    """`[N]` float64 on the flow's device: every sample's mean loss over the draws."""
-    device, parts, size = _device(flow), [], images_at_once(samples.images.shape[1:])
+    """`[N]` float64 on the flow's device: every sample's mean loss over the draws.
+
+    The noise is that of the generator's seed. Several ranks take a chunk each in turn, and all of them get all the
+    losses, those that a single process gets.
+    """
+    device, ranks, size = _device(flow), Ranks() if ranks is None else ranks, images_at_once(samples.images.shape[1:])
+    dtype = torch.float64 if device.type != "mps" else torch.float32
+    losses = torch.zeros(len(samples), dtype=dtype, device=device)
     with evaluating(flow):
-        for start in range(0, len(samples), size):
-            chunk = samples.images[start : start + size].to(device)
-            context = None if samples.labels is None else samples.labels[start : start + size].to(device)
+        for number in range(ranks.rank, -(-len(samples) // size), ranks.world):
+            rows = slice(number * size, (number + 1) * size)
+            chunk = samples.images[rows].to(device)
+            context = None if samples.labels is None else samples.labels[rows].to(device)
             if is_image_flow(flow):
-                how = {"draws": draws, "importance_samples": importance_samples, "generator": generator}
-                part = flow.bits_per_dim(chunk, context, **how)
+                # A stream for each chunk: its noise does not depend on who drew that of the chunks before it.
+                noise = torch.Generator(device).manual_seed((generator.initial_seed() + (number << 40)) % 2**63)
+                how = {"draws": draws, "importance_samples": importance_samples, "generator": noise}
+                losses[rows] = flow.bits_per_dim(chunk, context, **how).to(dtype)
             else:
-                part = -flow.log_prob(chunk, context)
-            parts.append(part)
-    losses = torch.cat(parts)
-    return losses.to(torch.float64 if device.type != "mps" else losses.dtype)
+                losses[rows] = -flow.log_prob(chunk, context).to(dtype)
+    return ranks.sum_(losses)
 
 
 def images_at_once(shape: Sequence[int]) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from .checkpoint import read_facts
+from .distributed import started
 from .errors import TrainingError
 from .interrupt import Interrupt
 from .progress import Reporter, reporter
@@ -115,6 +116,10 @@ def fit(
         config: anything JSON-able, kept in ``config.json`` and the checkpoint beside the recipe.
         **changes: fields of ``Recipe``.
 
+    Under torchrun all processes call this alike and train one flow together (see ``distributed``): ``batch_size`` is
+    that of all of them, which each takes its share of, and all end with the same weights and the same result. Rank 0
+    reports and writes. A callback is called on every rank; a true answer on any stops all.
+
     Raises:
         TrainingError: ten steps in a row without a finite loss; a checkpoint that is damaged or does not fit; a folder
             that already holds a run; a file that cannot be written, a full disk included (the previous checkpoint
@@ -136,22 +141,23 @@ def fit(
         flow.to(device)
     device = next(flow.parameters()).device
 
-    with _own_randomness(device), Interrupt(active=signals) as interrupt:
-        trainer = Trainer(flow, samples, held_out, recipe, folder)
-        watch = reporter(progress, "images" if is_image_flow(flow) else "samples")
+    with started(device) as ranks, _own_randomness(device), Interrupt(active=signals, tell=ranks.is_main) as interrupt:
+        trainer = Trainer(flow, samples, held_out, recipe, folder, ranks)
+        watch = reporter(ranks.is_main and progress, "images" if is_image_flow(flow) else "samples")
         settings = {**(config or {}), "recipe": dataclasses.asdict(recipe)}
         with trainer.explained():
             if resume:
                 trainer.config = read_facts(folder.checkpoint)["config"] | settings
                 trainer.load()
-                folder.write_config(trainer.config)
+                with ranks.together():
+                    if trainer.writes:
+                        folder.write_config(trainer.config)
             else:
                 trainer.config = settings
                 trainer.begin()
-            stopped = _run(trainer, watch, callback, interrupt)
+            stopped, number = _run(trainer, watch, callback, interrupt)
         trainer.restore_best()
     best = trainer.best
-    number = interrupt.requested if stopped == "signal" else None
     return FitResult(
         trainer.at, stopped, number, best.loss, best.step, best.latest, unit_of(flow), list(trainer.history)
     )
@@ -159,23 +165,27 @@ def fit(
 
 def _run(
     trainer: Trainer, watch: Reporter, callback: Callable[[Progress], Any] | None, interrupt: Interrupt
-) -> Stopped:
+) -> tuple[Stopped, int | None]:
+    """Steps until something ends the run: what, and the signal's number where it was one."""
     recipe = trainer.recipe
     now = Progress(trainer.at, recipe.steps, unit_of(trainer.flow), best=trainer.best.loss)
     now.validation = trainer.best.latest
     clock = _Clock(trainer)
+    wish = False
     watch.start(trainer.at, recipe.steps)
     try:
         while True:
-            # Looked at before each step, so that a resumed run stops where its predecessor did.
+            # Looked at before each step, so that a resumed run stops where its predecessor did. Every rank sees the
+            # same numbers, and hears of a signal or a wish that came to another: all stop at one step.
             if trainer.best.stale >= recipe.patience:
-                return "early"
+                return "early", None
             if trainer.at >= recipe.steps:
-                return "steps"
-            if interrupt.requested is not None:  # since the last step, or before the first
+                return "steps", None
+            number, wished = trainer.ranks.most([interrupt.requested or 0, int(wish)])
+            if number or wished:
                 if trainer.folder is not None and trainer.saved_at != trainer.at:
                     _checkpoint(trainer, now, validate=False)
-                return "signal"
+                return ("signal", number) if number else ("callback", None)
             trainer.step()
             now.step, last = trainer.at, trainer.at >= recipe.steps
             now.logged = trainer.at % recipe.log_every == 0 or last
@@ -183,14 +193,11 @@ def _run(
             if now.logged:
                 now.loss = trainer.log()[trainer.loss_key]
                 now.per_second, now.seconds_left = clock.read()
-            wish = callback is not None and callback(now)
-            stop = interrupt.requested is not None or wish
-            if trainer.at % recipe.validate_every == 0 or last or stop:
+            wish = callback is not None and bool(callback(now))
+            if trainer.at % recipe.validate_every == 0 or last:
                 with clock.pause():
-                    _checkpoint(trainer, now, validate=not stop or trainer.at % recipe.validate_every == 0 or last)
+                    _checkpoint(trainer, now, validate=True)
             watch.step(now)
-            if stop and not last:
-                return "signal" if interrupt.requested is not None else "callback"
     finally:
         watch.stop()
 
@@ -222,7 +229,7 @@ class _Clock:
         # The first steps are slower than the rest (allocations, kernels that are compiled): no guess from those.
         left = steps_left * (now - self._began) / done if done >= _SETTLED or not steps_left else None
         self._step, self._since, self._paused = trainer.at, now, 0.0
-        if trainer.folder is not None:
+        if trainer.writes:
             elapsed = round(now - self._began, 3)
             trainer.folder.log_time({"step": trainer.at, "seconds": elapsed, "samples_per_second": round(rate, 1)})
         return rate, left

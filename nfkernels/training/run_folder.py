@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .._atomic import write_text
+from .._atomic import flush, flush_folder, remove_unfinished, write_text
 from .errors import TrainingError
 from .recipe import most_threads
 
@@ -44,7 +44,10 @@ class RunFolder:
                 f"{self.path} already holds a run ({', '.join(taken)}): resume it or choose another folder"
             )
         try:
+            new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
+            for folder in new:  # a folder, too, is on the disk only when its parent is
+                flush_folder(folder.parent)
             if not os.access(self.path, os.W_OK):
                 raise PermissionError(13, "you may not write there")
         except OSError as error:
@@ -72,10 +75,22 @@ class RunFolder:
     def metrics_size(self) -> int:
         return self.metrics.stat().st_size if self.metrics.exists() else 0
 
-    def truncate_metrics(self, size: int) -> None:
-        """Forgets what was logged after a checkpoint that remembers ``metrics_size``: it will be logged again."""
+    def flush_metrics(self) -> int:
+        """Returns ``metrics_size`` when all of it is on the disk, so that a checkpoint may count on it."""
+        if self.metrics.exists():
+            flush(self.metrics)
+            flush_folder(self.path)
+        return self.metrics_size()
+
+    def resume(self, size: int) -> None:
+        """Forgets what was logged after a checkpoint that remembers ``metrics_size``: it will be logged again.
+
+        Also what a killed process left of files that it had not finished.
+        """
         if self.metrics_size() > size:
             os.truncate(self.metrics, size)
+        for name in (self.checkpoint.name, self.model.name, self.config.name, self.loss.name, self.samples.name):
+            remove_unfinished(self.path / name)
 
     def history(self) -> list[dict[str, Any]]:
         """The entries of ``metrics.jsonl``, an unfinished last line (of a killed process) left out."""

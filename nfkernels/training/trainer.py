@@ -17,6 +17,7 @@ from ..nn.serialize import with_index_permutations
 from .batches import Batches
 from .checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from .data.image_data import DataError
+from .distributed import Ranks
 from .errors import TrainingError
 from .evaluation import mean_loss
 from .optim import Optimizer
@@ -48,13 +49,24 @@ class Best:
 
 
 class Trainer:
-    """One run of one flow. ``fit`` drives it; everything that a resumed run needs is in here."""
+    """One run of one flow. ``fit`` drives it; everything that a resumed run needs is in here.
+
+    Among several ranks all of them call the same methods in the same order. Rank 0 writes; the rest is alike.
+    """
 
     def __init__(
-        self, flow: Flow, data: Samples, validation: Samples | None, recipe: Recipe, folder: RunFolder | None
+        self,
+        flow: Flow,
+        data: Samples,
+        validation: Samples | None,
+        recipe: Recipe,
+        folder: RunFolder | None,
+        ranks: Ranks | None = None,
     ) -> None:
         check_recipe(recipe, flow, len(data))
         self.flow, self.recipe, self.folder = flow, recipe, folder
+        self.ranks = Ranks() if ranks is None else ranks
+        self.writes = folder is not None and self.ranks.is_main
         self.device = next(flow.parameters()).device
         self.config: dict[str, Any] = {}
         self.at = 0
@@ -69,13 +81,22 @@ class Trainer:
             None if validation.labels is None else validation.labels.to(self.device),
             validation.name,
         )
-        self._batches = Batches(data, recipe.batch_size, seed=self._seed(_ORDER), device=self.device)
+        self._batches = Batches(
+            data,
+            recipe.batch_size,
+            seed=self._seed(_ORDER),
+            device=self.device,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+        )
         self.batch_size = min(recipe.batch_size, len(data))
         self._noise = self._generator(_NOISE)
         self._data = data
         self._optimizer: Optimizer | None = None
         self._window = torch.zeros(3, device=self.device)  # sums since the last log: loss, gradient norm, good steps
-        torch.manual_seed(self._seed(_DROPOUT))
+        # Dropout draws from torch's own generators: a stream for each rank, far from all other seeds.
+        torch.manual_seed(self._seed(_DROPOUT) + (self.ranks.rank << 40))
+        self.ranks.equalize(flow)
 
     def begin(self) -> None:
         """The start of a new run: data-dependent layers see data, and the folder is seen to be writable."""
@@ -88,15 +109,19 @@ class Trainer:
             batch_loss(self.flow, self._data.images[index].to(self.device), context, self._generator(_START))
         self._prepare()
         if self.folder is not None:
-            self.folder.begin()
-            self.folder.write_config(self.config)
+            with self.ranks.together():
+                if self.writes:
+                    self.folder.begin()
+                    self.folder.write_config(self.config)
             # First of all the checkpoint: a run that is killed before its first validation can be resumed, too.
             self.save()
-            try:
-                self.flow.save(self.folder.model)
-            except Exception:  # a flow that cannot be described: the folder is to be free for the next attempt
-                self.folder.checkpoint.unlink(missing_ok=True)
-                raise
+            with self.ranks.together():
+                if self.writes:
+                    try:
+                        self.flow.save(self.folder.model)
+                    except Exception:  # a flow that cannot be described: the folder is to be free for the next attempt
+                        self.folder.checkpoint.unlink(missing_ok=True)
+                        raise
 
     def _prepare(self) -> None:
         """What a step needs, once the flow has the weights that it starts from."""
@@ -143,6 +168,7 @@ class Trainer:
                 self.validation,
                 draws=self.recipe.validation_draws,
                 generator=self._generator(_VALIDATION),
+                ranks=self.ranks,
             )
             best = self.best
             best.latest = loss
@@ -180,7 +206,7 @@ class Trainer:
         self.flow.eval()
 
     def save(self) -> None:
-        """Writes the checkpoint, whole or not at all."""
+        """Writes the checkpoint, whole or not at all. Every rank returns when it is on the disk."""
         if self.folder is None:
             return
         order = self._batches.state_dict()
@@ -188,7 +214,11 @@ class Trainer:
             "flow": self.flow.state_dict(),
             "best": self.best_weights or {},
             "optimizer": self._optimizer.state_dict(),
-            "random": {**rng_state(self.device), "noise": self._noise.get_state(), "order": order.pop("generator")},
+            "random": {
+                **rng_state(self.device, self.ranks),
+                "noise": self._noise.get_state(),
+                "order": order.pop("generator"),
+            },
             "window": {"sums": self._window},
         }
         facts = {
@@ -197,14 +227,29 @@ class Trainer:
             "best": dataclasses.asdict(self.best),
             "order": order,
             "data": self._identity,
-            "metrics_size": self.folder.metrics_size(),
             "config": self.config,
+            "ranks": self.ranks.world,
         }
-        save_checkpoint(self.folder.checkpoint, tensors, facts)
+        with self.ranks.together():
+            if self.writes:
+                # The checkpoint vouches for these lines: they are on the disk before it is.
+                facts["metrics_size"] = self.folder.flush_metrics()
+                save_checkpoint(self.folder.checkpoint, tensors, facts)
         self.saved_at = self.at
 
     def load(self) -> None:
-        """Takes up the folder's checkpoint, bit for bit. ``TrainingError`` where it does not fit flow or data."""
+        """Takes up the folder's checkpoint, bit for bit if it was made by as many ranks.
+
+        Raises ``TrainingError`` where it does not fit flow or data.
+        """
+        with self.ranks.together():
+            self._load()
+        # Only now: another rank may not have read the checkpoint that the next one replaces, or these lines, before.
+        with self.ranks.together():
+            self.history = self.folder.history()
+        self.flow.train()
+
+    def _load(self) -> None:
         path = self.folder.checkpoint
         tensors, facts = load_checkpoint(path)
         for part, given in self._identity.items():
@@ -219,7 +264,7 @@ class Trainer:
             self._optimizer.load_state_dict(tensors["optimizer"])
             self._batches.load_state_dict({**facts["order"], "generator": tensors["random"]["order"]})
             self._noise.set_state(tensors["random"]["noise"])
-            set_rng_state(tensors["random"], self.device)
+            set_rng_state(tensors["random"], self.device, self.ranks)
             self._window.copy_(tensors["window"]["sums"])
             best = with_index_permutations(tensors.get("best", {}), now)
             best = {name: tensor.to(self.device) for name, tensor in best.items()}
@@ -228,23 +273,24 @@ class Trainer:
                 raise DataError("its best weights are not those of the flow")
             self.best, self.best_weights = Best(**facts["best"]), best or None
             self.at = self.saved_at = facts["step"]
-            self.folder.truncate_metrics(facts["metrics_size"])
+            if self.writes:
+                self.folder.resume(facts["metrics_size"])
         except (KeyError, TypeError, DataError) as error:
             raise TrainingError(f"{path} is not a checkpoint of this run ({error})") from error
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise TrainingError(f"{path} is of another flow: {reason}") from error
-        self.history = self.folder.history()
-        self.flow.train()
 
     def _keep(self) -> None:
         self.best_weights = {name: tensor.detach().clone() for name, tensor in self.flow.state_dict().items()}
         if self.folder is not None:
-            self.flow.save(self.folder.model)
+            with self.ranks.together():
+                if self.writes:
+                    self.flow.save(self.folder.model)
 
     def _record(self, entry: dict[str, Any]) -> dict[str, Any]:
         self.history.append(entry)
-        if self.folder is not None:
+        if self.writes:  # an error here stops this rank; the others hear of it when next they meet
             self.folder.log(entry)
         return entry
 
