@@ -36,12 +36,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = _show_warning
         return options.run_command(options)
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
+        if _is_main():
+            print("\nstopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `nfkernels info | head -3`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if not _tells(error):
+            return 1
         sentence = _sentence(error, options.command)
         if sentence is None:
             raise
@@ -80,6 +83,20 @@ def _sentence(error: Exception, command: str) -> str | None:
     return None
 
 
+def _is_main() -> bool:
+    """Whether this is the only process of a command, or the one of torchrun's that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _tells(error: Exception | None = None) -> bool:
+    """Whether this process tells of a mistake: of several the first that meets it, so that it is told once."""
+    if "RANK" not in os.environ:
+        return True
+    from .training.distributed import FailedElsewhereError, speaks_first
+
+    return not isinstance(error, FailedElsewhereError) and speaks_first()
+
+
 def _one_line(text: str) -> str:
     """Some errors that a sentence quotes, such as torch's of a state that does not fit, go on for pages."""
     line = " ".join(part.strip() for part in text.splitlines() if part.strip())
@@ -87,6 +104,8 @@ def _one_line(text: str) -> str:
 
 
 def _show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+    if not _is_main():
+        return
     with contextlib.suppress(BrokenPipeError):
         print(f"warning: {message}", file=sys.stderr)
 
@@ -163,7 +182,7 @@ def _facts() -> dict[str, Any]:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         """One line rather than the whole usage and a line."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n" if _tells() else None)
 
 
 def _parser() -> argparse.ArgumentParser:

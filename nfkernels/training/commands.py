@@ -16,6 +16,7 @@ from . import session
 from .checkpoint import read_facts
 from .data import ImageData
 from .data.image_data import need
+from .distributed import Ranks, device_of, launched, remember, remembered, started
 from .errors import TrainingError
 from .evaluation import Evaluation, independent_pixel_bits, uniform_bits
 from .evaluation import evaluate as measure
@@ -48,36 +49,12 @@ def train(options: argparse.Namespace) -> int:
     if options.tensorboard:
         need_tensorboard()
     began = time.monotonic()
-    device = session.pick_device(options.device)
-    changes = _recipe_changes(options)
-    old = None if options.resume is None else session.checkpoint_of(options.resume)
-    config, parts = _new_run(options) if old is None else _old_run(options, old)
+    device = device_of(launched(), session.pick_device(options.device))
+    with started(device) as ranks:
+        folder, config, parts, flow, result = _fit(options, device, ranks)
+    if not ranks.is_main:
+        return 0 if result.signal is None else 128 + result.signal
     training, validation, test = parts
-    torch.manual_seed(changes.get("seed", Recipe.seed))
-    flow = session.build_glow(config["model"]).to(device)
-    if old is not None:
-        folder = old
-    elif options.out is not None:
-        folder = RunFolder(options.out)
-    else:
-        folder = RunFolder(next_run(re.sub(r"[^\w.+-]+", "_", training.name) or "run"))
-    if old is None:
-        folder.begin()
-    with unread_is_fine(sys.stdout):
-        _print_head(config["model"], parts, flow, device, folder)
-
-    progress = reporter("auto" if options.progress is None else options.progress != "none" and options.progress)
-    result = fit(
-        flow,
-        training,
-        validation=validation,
-        run=folder.path,
-        resume=old is not None,
-        progress=Board(folder, device, progress) if options.tensorboard else progress,
-        signals=True,
-        config=config,
-        **changes,
-    )
     if result.stopped == "signal":
         with unread_is_fine(sys.stdout):
             _print_stopped(result, folder)
@@ -102,6 +79,46 @@ def train(options: argparse.Namespace) -> int:
     with unread_is_fine(sys.stdout):
         _print_result(result, outcome, pixels, uniform, folder, clock(time.monotonic() - began))
     return 0
+
+
+def _fit(
+    options: argparse.Namespace, device: torch.device, ranks: Ranks
+) -> tuple[RunFolder, dict[str, Any], Parts, ImageFlow, FitResult]:
+    """The training itself, on every rank alike."""
+    # Processes that torchrun has started again go on with the run that their predecessors began.
+    begun = remembered(ranks, "run") if options.resume is None else None
+    old = None if options.resume is None else session.checkpoint_of(options.resume)
+    if begun is not None and RunFolder(begun).checkpoint.exists():
+        old = RunFolder(begun)
+    changes = _recipe_changes(options)
+    config, parts = _new_run(options) if old is None else _old_run(options, old)
+    torch.manual_seed(changes.get("seed", Recipe.seed))
+    flow = session.build_glow(config["model"]).to(device)
+    folder = old
+    if folder is None:
+        path = begun or options.out
+        with ranks.together():
+            if ranks.is_main:
+                path = path or next_run(re.sub(r"[^\w.+-]+", "_", parts[0].name) or "run")
+                RunFolder(path).begin()
+        folder = RunFolder(ranks.from_main(str(path)))
+        remember(ranks, "run", str(folder.path))
+    if ranks.is_main:
+        with unread_is_fine(sys.stdout):
+            _print_head(config["model"], parts, flow, device, folder, ranks)
+    progress = reporter("auto" if options.progress is None else options.progress != "none" and options.progress)
+    result = fit(
+        flow,
+        parts[0],
+        validation=parts[1],
+        run=folder.path,
+        resume=old is not None,
+        progress=Board(folder, device, progress) if options.tensorboard and ranks.is_main else progress,
+        signals=True,
+        config=config,
+        **changes,
+    )
+    return folder, config, parts, flow, result
 
 
 def _recipe_changes(options: argparse.Namespace) -> dict[str, Any]:
@@ -142,7 +159,7 @@ def _old_run(options: argparse.Namespace, folder: RunFolder) -> tuple[dict[str, 
         raise TrainingError(
             f"{folder.path} was not written by `nfkernels train`: resume it with nfkernels.training.fit"
         )
-    if options.out is not None:
+    if options.out is not None and options.resume is not None:
         raise TrainingError("--out: a resumed run stays in its folder; leave --out away")
     check_config(config, folder.checkpoint)
     data, model = config["data"], config["model"]
@@ -183,7 +200,9 @@ def _differs(option: str, wish: Any, has: Any) -> str:
     return f"{option} {wish}: the run has none" if has is None else f"{option} {wish} differs from the run's {has}"
 
 
-def _print_head(model: dict[str, Any], parts: Parts, flow: ImageFlow, device: torch.device, folder: RunFolder) -> None:
+def _print_head(
+    model: dict[str, Any], parts: Parts, flow: ImageFlow, device: torch.device, folder: RunFolder, ranks: Ranks
+) -> None:
     training, validation, test = parts
     depth, height, width = training.images.shape[1:]
     colour = {1: "grey", 3: "RGB"}.get(depth, f"{depth} channels")
@@ -192,6 +211,7 @@ def _print_head(model: dict[str, Any], parts: Parts, flow: ImageFlow, device: to
     counts = model["steps"]
     steps = session.many(counts, "step") if isinstance(counts, int) else f"{', '.join(map(str, counts))} steps"
     threads = f", {session.many(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
+    threads += f", in {ranks.world} processes" if ranks.world > 1 else ""
     print(
         f"data   {training.name}: {session.many(len(training), 'image')} to train on, "
         f"{len(validation)} for validation, {len(test)} for the test "
