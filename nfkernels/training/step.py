@@ -76,6 +76,14 @@ class TrainStep:
             raise ValueError(
                 f"a batch of {samples.shape[0]} samples does not split into accumulate = {self.parts} equal parts"
             )
+        try:
+            self._run(samples, context)
+        except BaseException:
+            # Half a step's gradients would be added to those of the next.
+            self.optimizer.adam.zero_grad(set_to_none=True)
+            raise
+
+    def _run(self, samples: Tensor, context: Tensor | None) -> None:
         rank, world = self._ranks.rank, self._ranks.world
         place = (rank * samples.shape[0], world * samples.shape[0])
         if self.flip:

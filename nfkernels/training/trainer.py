@@ -20,6 +20,7 @@ from .data.image_data import DataError
 from .distributed import Ranks
 from .errors import TrainingError
 from .evaluation import mean_loss
+from .graph import CapturedCall, CapturedPasses, recorder_on
 from .optim import Optimizer
 from .recipe import Recipe
 from .run_folder import RunFolder
@@ -62,6 +63,8 @@ class Trainer:
         recipe: Recipe,
         folder: RunFolder | None,
         ranks: Ranks | None = None,
+        *,
+        cuda_graph: bool = True,
     ) -> None:
         self.ranks = Ranks() if ranks is None else ranks
         check_recipe(recipe, flow, len(data), ranks=self.ranks.world)
@@ -93,6 +96,8 @@ class Trainer:
         self._noise = self._generator(_NOISE)
         self._data = data
         self._optimizer: Optimizer | None = None
+        self._recorder = recorder_on(self.device) if cuda_graph else None
+        self._passes = CapturedPasses(flow, self._recorder)
         self._window = torch.zeros(3, device=self.device)  # sums since the last log: loss, gradient norm, good steps
         # Dropout draws from torch's own generators: a stream for each rank, far from all other seeds.
         torch.manual_seed(self._seed(_DROPOUT) + (self.ranks.rank << 40))
@@ -133,14 +138,25 @@ class Trainer:
         """What a step needs, once the flow has the weights that it starts from."""
         self._optimizer = Optimizer(self.flow, self.recipe)
         loss = self.ranks.averaging(LossModule(self.flow, self.recipe.precision))
-        self._step = TrainStep(loss, self._optimizer, self._window, self._noise, ranks=self.ranks)
+        step = TrainStep(loss, self._optimizer, self._window, self._noise, ranks=self.ranks)
+        batches = self._batches
+        # What lies on the device is gathered in the captured step, from an index; what is streamed comes as batches.
+        resident = isinstance(batches, Batches)
+        self._next = batches.next_index if resident else batches.next
+        self._step = CapturedCall(
+            (lambda index: step.run(*batches.gather(index))) if resident else step.run,
+            self._recorder,
+            "the training step",
+            generators=[self._noise],
+            with_ranks=True,
+        )
 
     def step(self) -> None:
         """One optimiser step. Nothing in here waits for the device."""
-        samples, context = self._batches.next()
+        batch = self._next()
         self._optimizer.prepare(self.at)
         try:
-            self._step.run(samples, context)
+            self._step(*((batch,) if isinstance(batch, Tensor) else batch))
         except ValueError as error:  # a layer that has become singular says so
             if self.at == 0:
                 raise
@@ -169,7 +185,7 @@ class Trainer:
     def validate(self) -> dict[str, Any]:
         """The averaged weights on the validation samples, with the same noise every time; keeps them if best."""
         self._settle()
-        with self._optimizer.averaged():
+        with self._optimizer.averaged(), self._passes:
             loss = mean_loss(
                 self.flow,
                 self.validation,
