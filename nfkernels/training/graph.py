@@ -217,13 +217,20 @@ class CudaRecorder:
         # It may also leave its stream the current one. Other threads, such as those that load data, may go on working.
         here = torch.cuda.stream(torch.cuda.current_stream(self._device))
         options = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
+        cause: Exception | None = None
         try:
             with torch.cuda.device(self._device), here, torch.cuda.graph(graph, **options):
-                outputs = function()
-        except Exception:
+                try:
+                    outputs = function()
+                except Exception as error:
+                    cause = error
+                    raise
+        except Exception as error:
             for generator, state in zip(drawn_from, before, strict=True):
                 generator.graphsafe_set_state(state)
-            raise
+            if cause is None or cause is error:
+                raise
+            raise cause from error  # the end of a broken capture raises as well, and knows less
         return _Cuda(graph, outputs)
 
 

@@ -376,7 +376,10 @@ class Cuda:
             signature.bind(None, cuda_graph, **options)
             outer.events.append(f"capture on {options['stream'].name}, {options['capture_error_mode']}")
             outer.current = options["stream"].name  # and so it stays where the capture fails
-            yield
+            try:
+                yield
+            except RuntimeError:
+                raise RuntimeError("failed due to a previous error") from None
             outer.events.append("captured")
             outer.current = "main"
 
