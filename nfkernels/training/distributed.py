@@ -235,11 +235,14 @@ def started(device: torch.device | str | None = None) -> Iterator[Ranks]:
         raise TrainingError(f"this PyTorch, {torch.__version__}, cannot train in {ranks.world} processes")
     if cuda:
         torch.cuda.set_device(device_of(ranks, device))
+    global _groups
+    _groups += 1
     try:
         # Host-side decisions go through gloo in any case: they wait for no kernel.
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=dist.PrefixStore(f"nfkernels/{restarts()}", _store(ranks)),
+            # A group finds what an earlier one left in the store: each has a corner of its own.
+            store=dist.PrefixStore(f"nfkernels/{restarts()}/{_groups}", _store(ranks)),
             rank=ranks.rank,
             world_size=ranks.world,
             timeout=_PATIENCE,
@@ -307,12 +310,15 @@ def speaks_first() -> bool:
     if _speaks is None:
         try:
             ranks = launched()
-            _speaks = ranks.world == 1 or _store(ranks).add(f"nfkernels/{restarts()}/failed", 1) == 1
+            # Without a store that is there already, a rank would wait for one that has ended: all of them tell.
+            alone = ranks.world == 1 or (_shared is None and not _agent())
+            _speaks = alone or _store(ranks).add(f"nfkernels/{restarts()}/failed", 1) == 1
         except Exception:  # nobody to ask: better twice than never
             _speaks = True
     return _speaks
 
 
+_groups = 0
 _speaks: bool | None = None
 _shared: Any = None
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from .checkpoint import read_facts
-from .distributed import started
+from .distributed import device_of, launched, started
 from .errors import TrainingError
 from .interrupt import Interrupt
 from .progress import Reporter, reporter
@@ -142,9 +142,8 @@ def fit(
         raise TypeError("the flow has no parameters to train")
     samples = as_samples(data, flow)
     held_out = None if validation is None else as_samples(validation, flow, "validation data")
-    if device is not None:
-        flow.to(device)
-    device = next(flow.parameters()).device
+    device = device_of(launched(), next(flow.parameters()).device if device is None else device)
+    device = next(flow.to(device).parameters()).device
 
     with started(device) as ranks, _own_randomness(device), Interrupt(active=signals, tell=ranks.is_main) as interrupt:
         trainer = Trainer(flow, samples, held_out, recipe, folder, ranks, cuda_graph=cuda_graph)

@@ -15,7 +15,7 @@ from tiny import QUICK, glow, stripes, tabular
 
 from nfkernels.models import Glow
 from nfkernels.training import fit
-from nfkernels.training.distributed import launched, started
+from nfkernels.training.distributed import launched
 
 STEPS = 12
 
@@ -54,14 +54,13 @@ def main() -> None:
     torch.set_num_threads(1)
     folder, cases = Path(sys.argv[1]), sys.argv[2:]
     rank = launched().rank
-    with started():
-        for case in cases:
-            if case == "resumed":
-                run("dropout", folder / case, callback=lambda now: rank == 1 and now.step == 7)
-                ended = run("dropout", folder / case, resume=True)
-            else:
-                ended = run(case, folder / case)
-            (folder / f"{case}-{rank}.json").write_text(json.dumps(ended))
+    for case in cases:
+        if case == "resumed":
+            run("dropout", folder / case, callback=lambda now: rank == 1 and now.step == 7)
+            ended = run("dropout", folder / case, resume=True)
+        else:
+            ended = run(case, folder / case)
+        (folder / f"{case}-{rank}.json").write_text(json.dumps(ended))
 
 
 if __name__ == "__main__":

@@ -37,13 +37,15 @@ def environment(**said):
 
 
 def start(*command, world=2, cwd=None):
-    """One process per rank, with the environment that torchrun gives them."""
-    port = free_port()
+    """One process per rank, in the environment that torchrun gives them; the store is kept here, as torchrun does."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     parts = []
     for rank in range(world):
-        said = dict(zip(VARIABLES, map(str, (rank, world, rank, "127.0.0.1", port)), strict=True))
+        said = dict(zip(VARIABLES, map(str, (rank, world, rank, "127.0.0.1", store.port)), strict=True))
+        said["TORCHELASTIC_USE_AGENT_STORE"] = "True"
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         parts.append(subprocess.Popen([sys.executable, *command], env=environment(**said), cwd=cwd, **pipes))
+        parts[-1].store = store
     return parts
 
 

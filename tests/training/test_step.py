@@ -156,14 +156,14 @@ def test_flips_mirror_about_half_and_nothing_else():
 def test_flipped_training_sees_both_sides_of_an_image():
     flow, seen = glow(dropout=0.0), Counter()
     image = torch.arange(16, dtype=torch.uint8).remainder(5).view(1, 1, 4, 4)
-    dequantize = flow.dequantize
+    noise = flow.noise
 
     def watched(images, **options):
         for row in images[:, 0, 0]:
             seen[tuple(row.tolist())] += 1
-        return dequantize(images, **options)
+        return noise(images, **options)
 
-    flow.dequantize = watched
+    flow.noise = watched
     fit(flow, ImageData(image.expand(8, 1, 4, 4).clone(), None, 5, None, "one"), steps=10, flip=True, **QUICK)
     assert seen.keys() == {(0, 1, 2, 3), (3, 2, 1, 0)}
     assert 20 < seen[3, 2, 1, 0] < 60  # of 80, and eight more before the first step
