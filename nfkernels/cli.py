@@ -284,7 +284,8 @@ def _train(options: argparse.Namespace) -> int:
     given = {option: value for option, value in vars(options).items() if option in TRAIN}
     asked = merged(given, {} if options.config is None else read_config(options.config, TRAIN))
     if options.print_config is not None:
-        print(as_text(asked, options.print_config))
+        if _is_main():
+            print(as_text(asked, options.print_config))
         return 0
     return _later("train", "commands")(argparse.Namespace(**{option: asked.get(option) for option in TRAIN}))
 
