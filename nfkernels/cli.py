@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 _LONGEST = 600  # characters of a sentence
 _LESS = {
-    "train": "try --accumulate, a smaller --batch-size, --width, --depth or --size, or fewer images",
+    "train": "try --memory reversible, --accumulate, a smaller --batch-size, --width or --size, or fewer images",
     "sample": "try a smaller --count",
     "interpolate": "try fewer --pairs or --steps",
     "evaluate": "try fewer images (--data)",

@@ -14,6 +14,7 @@ for package in ("sklearn", "matplotlib", "PIL", "tqdm"):
     pytest.importorskip(package)
 
 from nfkernels import cli  # noqa: E402
+from nfkernels.nn import load  # noqa: E402
 from nfkernels.training import commands, finished  # noqa: E402
 from nfkernels.training.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 
@@ -160,6 +161,31 @@ def test_train_refuses_in_one_sentence(capsys, arguments, sentence):
     Path("taken/metrics.jsonl").touch()
     assert sentence in refused(capsys, "train", *QUICK, *arguments)
     assert not os.path.exists("runs")
+
+
+def test_options_of_the_model_reach_it():
+    options = ["--memory", "reversible", "--dequantization", "variational", "--order", "scale_first"]
+    sizes = ["--kernel", "1", "--last-kernel", "3", "--class-width", "3", "--scale-map", "nflows", "--classes"]
+    assert cli.main(["train", *QUICK, *options, *sizes, "--quiet", "--out", "run"]) == 0
+    model = json.loads(Path("run/config.json").read_text())["model"]
+    flow = load("run/model.safetensors")
+    expected = {
+        "memory": "reversible",
+        "dequantization": "variational",
+        "order": "scale_first",
+        "kernel": 1,
+        "last_kernel": 3,
+        "class_width": 3,
+        "scale_map": "nflows",
+        "classes": 10,
+    }
+    assert {name: model[name] for name in expected} == expected
+    assert (flow.classes, flow.embed.table.shape, flow.grey_levels) == (10, (10, 3), 17)
+    assert flow.dequantizer is not None
+    found = {
+        name: getattr(part, name) for part in flow.modules() for name in ("order", "memory") if hasattr(part, name)
+    }
+    assert found == {"order": "scale_first", "memory": "reversible"}
 
 
 def test_the_folder_for_runs_may_be_a_file(capsys):

@@ -278,7 +278,7 @@ def test_a_run_folder_from_before_the_newer_options(capsys, digits_run):
     run = copied(digits_run)
     tensors, facts = load_checkpoint(run / "checkpoint.safetensors")
     config = facts["config"]
-    for name in ("kernel", "last_kernel", "scale_map", "order", "class_width", "dequantization"):
+    for name in ("kernel", "last_kernel", "scale_map", "order", "class_width", "memory", "dequantization"):
         del config["model"][name]
     del config["data"]["bits"]
     for name in ("optimizer", "lr_end", "accumulate", "precision", "flip"):

@@ -36,6 +36,7 @@ def test_the_published_architectures(preset, sizes):
     data = ImageData(images, None, 2 ** options["n_bits"], None, "none")
     with torch.device("meta"):
         flow = session.build_glow(session.describe_glow(data, shape, conditional=False))
+    assert shape.memory == "reversible"
     assert flow.grey_levels == 2 ** options["n_bits"]
     assert len(flow.split_latent(torch.zeros(1, images[0].numel(), device="meta"))) == options["levels"]
 
