@@ -68,13 +68,20 @@ class Batches:
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The next batch, this rank's share: uint8 `[B, C, H, W]`, its labels int64 `[B]` or None, on the device."""
+        return self.gather(self.next_index())
+
+    def next_index(self) -> torch.Tensor:
+        """Which images this rank's share of the next batch is made of, int64 `[B]` on the device: for ``gather``."""
         left = len(self._images) - self._position
         if left < (self._batch_size if self._drop_last else 1):
             self._epoch += 1
             self._start_epoch()
         index = self._order[self._position : self._position + self._batch_size]
         self._position += len(index)
-        index = index[self._rank * len(index) // self._world : (self._rank + 1) * len(index) // self._world]
+        return index[self._rank * len(index) // self._world : (self._rank + 1) * len(index) // self._world]
+
+    def gather(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The images and labels of an index; work of the device alone, so that it can be captured in a graph."""
         images = self._images.index_select(0, index)
         return images, None if self._labels is None else self._labels.index_select(0, index)
 

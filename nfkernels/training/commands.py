@@ -28,6 +28,7 @@ from .presets import SOURCES
 from .progress import clock, reporter, unread_is_fine
 from .recipe import GlowShape, Recipe
 from .run_folder import RunFolder, check_config, next_run
+from .step import check_recipe
 from .tensorboard import Board, need_tensorboard
 
 if TYPE_CHECKING:
@@ -94,6 +95,11 @@ def _fit(
     config, parts = _new_run(options) if old is None else _old_run(options, old)
     torch.manual_seed(changes.get("seed", Recipe.seed))
     flow = session.build_glow(config["model"]).to(device)
+    try:  # before there is a folder for it
+        recipe = Recipe(**changes) if old is None else resumed_recipe(old, None, changes)
+        check_recipe(recipe, flow, len(parts[0]), ranks=ranks.world)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
     folder = old
     if folder is None:
         path = begun or options.out

@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import inspect
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -113,16 +114,13 @@ class Ranks:
         dist.all_gather(parts, own)
         return [part.cpu() for part in parts]
 
-    def equalize(self, module: torch.nn.Module) -> None:
-        """Every rank's parameters and buffers become rank 0's. ``TrainingError`` where another rank's differ in shape.
-
-        The same program builds the same flow on every rank only if it seeds them alike: nobody has to think of that.
-        """
+    def equalize(self, tensors: Iterable[Tensor]) -> None:
+        """Every rank's tensors become rank 0's. ``TrainingError`` where another rank's differ in number or shape."""
         if self.world == 1:
             return
         import torch.distributed as dist
 
-        tensors = [*module.parameters(), *module.buffers()]
+        tensors = list(tensors)
         own = [[list(tensor.shape), str(tensor.dtype)] for tensor in tensors]
         if self.any(own != self.from_main(own)):
             raise TrainingError("the ranks have different flows: build the same one on each")
@@ -132,6 +130,19 @@ class Ranks:
                 # Not every backend sends booleans: their bytes are sent.
                 dist.broadcast(whole.view(torch.uint8) if whole.dtype == torch.bool else whole, 0)
                 tensor.copy_(whole)
+
+    def averaging(self, module: torch.nn.Module) -> torch.nn.Module:
+        """``module`` such that each backward through it averages the gradients over all ranks (DDP); itself for one.
+
+        Buffers are left alone: those of flows are constants, and :meth:`equalize` is there for the rest.
+        """
+        if self.world == 1:
+            return module
+        from torch.nn.parallel import DistributedDataParallel
+
+        known = inspect.signature(DistributedDataParallel).parameters
+        option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # from torch 2.13
+        return DistributedDataParallel(module, **{option: False})
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:

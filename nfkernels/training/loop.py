@@ -86,9 +86,10 @@ def fit(
     callback: Callable[[Progress], Any] | None = None,
     signals: bool = False,
     config: dict[str, Any] | None = None,
+    cuda_graph: bool = True,
     **changes: Any,
 ) -> FitResult:
-    """Trains ``flow`` by maximum likelihood with AdamW, and leaves the best averaged weights in it.
+    """Trains ``flow`` by maximum likelihood, and leaves the best averaged weights in it.
 
     An image flow is trained on uint8 images in bits per dimension, each step with fresh dequantisation noise; any other
     flow on float samples in nats. Equal arguments on equal machines (thread count included) give equal runs, bit for
@@ -114,6 +115,10 @@ def fit(
         signals: treat the first Ctrl-C or SIGTERM as a wish to save and stop (in the main thread); a second one ends
             the program at once.
         config: anything JSON-able, kept in ``config.json`` and the checkpoint beside the recipe.
+        cuda_graph: on a CUDA device, capture the whole training step in a graph and replay it (and the flow's passes
+            in validation): the same numbers without the time that launches take. Where that is impossible a warning
+            says why, and training goes on without. Not for a flow whose forward depends on Python values that change
+            from step to step: only tensors are read anew.
         **changes: fields of ``Recipe``.
 
     Under torchrun all processes call this alike and train one flow together (see ``distributed``): ``batch_size`` is
@@ -142,7 +147,7 @@ def fit(
     device = next(flow.parameters()).device
 
     with started(device) as ranks, _own_randomness(device), Interrupt(active=signals, tell=ranks.is_main) as interrupt:
-        trainer = Trainer(flow, samples, held_out, recipe, folder, ranks)
+        trainer = Trainer(flow, samples, held_out, recipe, folder, ranks, cuda_graph=cuda_graph)
         watch = reporter(ranks.is_main and progress, "images" if is_image_flow(flow) else "samples")
         settings = {**(config or {}), "recipe": dataclasses.asdict(recipe)}
         with trainer.explained():

@@ -69,11 +69,20 @@ def as_samples(data: Data, flow: Flow, what: str = "data") -> Samples:
     return samples
 
 
-def batch_loss(flow: Flow, samples: Tensor, context: Tensor | None, generator: torch.Generator | None) -> Tensor:
-    """The training loss, a scalar: bits per dimension of images (dequantised once), nats of anything else."""
+def batch_loss(flow: Flow, samples: Tensor, context: Tensor | None, noise: Tensor | None) -> Tensor:
+    """The training loss, a scalar: bits per dimension of images with ``batch_noise``, nats of anything else."""
     if is_image_flow(flow):
-        return flow.nll(samples, context, generator=generator)
+        return flow.nll(samples, context, noise=noise)
     return flow.nll(samples, context)
+
+
+def batch_noise(
+    flow: Flow, samples: Tensor, generator: torch.Generator | None, rows: tuple[int, int] | None = None
+) -> Tensor | None:
+    """The dequantisation noise of images (see ``ImageFlow.noise``), one draw per batch; None for anything else."""
+    if is_image_flow(flow) and not samples.is_floating_point():
+        return flow.noise(samples, generator=generator, rows=rows)
+    return None
 
 
 def is_image_flow(flow: Any) -> bool:

@@ -20,10 +20,11 @@ from .data.image_data import DataError
 from .distributed import Ranks
 from .errors import TrainingError
 from .evaluation import mean_loss
+from .graph import CapturedCall, CapturedPasses, recorder_on
 from .optim import Optimizer
 from .recipe import Recipe
 from .run_folder import RunFolder
-from .samples import Samples, batch_loss, fingerprint, unit_of
+from .samples import Samples, batch_loss, batch_noise, fingerprint, unit_of
 from .step import LossModule, TrainStep, check_recipe
 
 if TYPE_CHECKING:
@@ -62,10 +63,12 @@ class Trainer:
         recipe: Recipe,
         folder: RunFolder | None,
         ranks: Ranks | None = None,
+        *,
+        cuda_graph: bool = True,
     ) -> None:
-        check_recipe(recipe, flow, len(data))
-        self.flow, self.recipe, self.folder = flow, recipe, folder
         self.ranks = Ranks() if ranks is None else ranks
+        check_recipe(recipe, flow, len(data), ranks=self.ranks.world)
+        self.flow, self.recipe, self.folder = flow, recipe, folder
         self.writes = folder is not None and self.ranks.is_main
         self.device = next(flow.parameters()).device
         self.config: dict[str, Any] = {}
@@ -93,20 +96,28 @@ class Trainer:
         self._noise = self._generator(_NOISE)
         self._data = data
         self._optimizer: Optimizer | None = None
+        self._recorder = recorder_on(self.device) if cuda_graph else None
+        self._passes = CapturedPasses(flow, self._recorder)
         self._window = torch.zeros(3, device=self.device)  # sums since the last log: loss, gradient norm, good steps
         # Dropout draws from torch's own generators: a stream for each rank, far from all other seeds.
         torch.manual_seed(self._seed(_DROPOUT) + (self.ranks.rank << 40))
-        self.ranks.equalize(flow)
+        # A program builds the same flow in every process only if it seeds them alike: nobody has to think of that.
+        self.ranks.equalize([*flow.parameters(), *flow.buffers()])
 
     def begin(self) -> None:
         """The start of a new run: data-dependent layers see data, and the folder is seen to be writable."""
         generator = torch.Generator().manual_seed(self._seed(_START))
         affordable = max(self.batch_size, _START_VALUES // max(self._data.images[0].numel(), 1))
         index = torch.randperm(len(self._data), generator=generator)[: min(_START_SAMPLES, affordable)]
+        # Each rank takes its share of them; the layers put the statistics together.
+        share, of = self.ranks.share(len(index)), len(index)
+        index = index[share]
         context = None if self._data.labels is None else self._data.labels[index].to(self.device)
+        images = self._data.images[index].to(self.device)
+        noise = batch_noise(self.flow, images, self._generator(_START), (share.start, of))
         self.flow.train()
         with torch.no_grad():
-            batch_loss(self.flow, self._data.images[index].to(self.device), context, self._generator(_START))
+            batch_loss(self.flow, images, context, noise)
         self._prepare()
         if self.folder is not None:
             with self.ranks.together():
@@ -126,15 +137,26 @@ class Trainer:
     def _prepare(self) -> None:
         """What a step needs, once the flow has the weights that it starts from."""
         self._optimizer = Optimizer(self.flow, self.recipe)
-        loss = LossModule(self.flow, self.recipe.precision)
-        self._step = TrainStep(loss, self._optimizer, self._window, self._noise)
+        loss = self.ranks.averaging(LossModule(self.flow, self.recipe.precision))
+        step = TrainStep(loss, self._optimizer, self._window, self._noise, ranks=self.ranks)
+        batches = self._batches
+        # What lies on the device is gathered in the captured step, from an index; what is streamed comes as batches.
+        resident = isinstance(batches, Batches)
+        self._next = batches.next_index if resident else batches.next
+        self._step = CapturedCall(
+            (lambda index: step.run(*batches.gather(index))) if resident else step.run,
+            self._recorder,
+            "the training step",
+            generators=[self._noise],
+            with_ranks=True,
+        )
 
     def step(self) -> None:
         """One optimiser step. Nothing in here waits for the device."""
-        samples, context = self._batches.next()
+        batch = self._next()
         self._optimizer.prepare(self.at)
         try:
-            self._step.run(samples, context)
+            self._step(*((batch,) if isinstance(batch, Tensor) else batch))
         except ValueError as error:  # a layer that has become singular says so
             if self.at == 0:
                 raise
@@ -162,7 +184,8 @@ class Trainer:
 
     def validate(self) -> dict[str, Any]:
         """The averaged weights on the validation samples, with the same noise every time; keeps them if best."""
-        with self._optimizer.averaged():
+        self._settle()
+        with self._optimizer.averaged(), self._passes:
             loss = mean_loss(
                 self.flow,
                 self.validation,
@@ -182,6 +205,7 @@ class Trainer:
 
     def keep_averaged(self) -> None:
         """The averaged weights as they are become those that are kept: for runs that have no best yet."""
+        self._settle()
         with self._optimizer.averaged():
             self._keep()
 
@@ -209,6 +233,7 @@ class Trainer:
         """Writes the checkpoint, whole or not at all. Every rank returns when it is on the disk."""
         if self.folder is None:
             return
+        self._settle()
         order = self._batches.state_dict()
         tensors = {
             "flow": self.flow.state_dict(),
@@ -280,6 +305,10 @@ class Trainer:
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise TrainingError(f"{path} is of another flow: {reason}") from error
+
+    def _settle(self) -> None:
+        """Buffers that a step changes (a batch normalisation's) become equal on all ranks, as parameters always are."""
+        self.ranks.equalize(self.flow.buffers())
 
     def _keep(self) -> None:
         self.best_weights = {name: tensor.detach().clone() for name, tensor in self.flow.state_dict().items()}
