@@ -1,8 +1,12 @@
 """Presets: options that there are, the published architectures, and scales that never come near zero."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
+from nfkernels import cli
 from nfkernels.models import Glow
 from nfkernels.reference.scale_map import PRESETS as SCALE_MAP_NAMES
 from nfkernels.reference.scale_map import scale
@@ -51,6 +55,29 @@ def test_no_scale_is_below_a_thousandth(preset, dtype):
     raw = torch.linspace(-200, 200, 40001, dtype=dtype)
     for scale_map in maps:
         assert float(scale(scale_map, raw).min()) >= 1e-3
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_preset_trains_what_it_says(capsys):
+    """Smaller, but with all that the large presets bring: bfloat16, rebuilt activations, Adamax, flips."""
+    import numpy
+
+    for package in ("matplotlib", "PIL"):
+        pytest.importorskip(package)
+    images = numpy.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=numpy.uint8)
+    numpy.savez("set.npz", images=images)
+    small = ["--depth", "1", "--width", "8", "--steps", "4", "--batch-size", "4", "--validate-every", "2"]
+    arguments = ["--preset", "glow-cifar10", "--data", "set.npz", *small, "--threads", "1", "--quiet", "--out", "run"]
+    assert cli.main(["train", *arguments]) == 0
+    assert "3 levels of 1 step, width 8" in capsys.readouterr().out
+    config = json.loads(Path("run/config.json").read_text())
+    assert (config["model"]["memory"], config["model"]["scale_map"]) == ("reversible", "nflows")
+    recipe = config["recipe"]
+    assert (recipe["precision"], recipe["optimizer"], recipe["flip"]) == ("bfloat16", "adamax", True)
+    assert cli.main(["evaluate", "run", "--draws", "1", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["precision"] == "bfloat16"
+    assert 0 < facts["round_trip_error"] < 1e-2
 
 
 def test_names_of_scale_maps_are_those_there_are():
