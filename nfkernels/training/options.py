@@ -259,6 +259,8 @@ def _table() -> dict[str, Option]:
     machine = "machine"
     row(machine, "device", device, "cpu, cuda, cuda:1 (default: cuda if here)", "NAME")
     row(machine, "threads", whole(1, most_threads()), "CPU threads (default: PyTorch's own choice)")
+    text = "replay each training step on a GPU as one captured graph"
+    row(machine, "cuda_graph", None, text, default=True)
     return {option.name: option for option in rows}
 
 

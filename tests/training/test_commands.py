@@ -188,6 +188,20 @@ def test_options_of_the_model_reach_it():
     assert found == {"order": "scale_first", "memory": "reversible"}
 
 
+@pytest.mark.parametrize(("arguments", "wish"), [([], True), (["--no-cuda-graph"], False), (["--cuda-graph"], True)])
+def test_the_graph_is_an_option_of_fit(monkeypatch, arguments, wish):
+    class Enough(Exception):
+        pass
+
+    def seen(*_, cuda_graph, **__):
+        assert cuda_graph is wish
+        raise Enough
+
+    monkeypatch.setattr(commands, "fit", seen)
+    with pytest.raises(Enough):
+        cli.main(["train", *QUICK, *arguments])
+
+
 def test_the_folder_for_runs_may_be_a_file(capsys):
     Path("runs").touch()
     assert "runs, which is a file" in refused(capsys, "train", *QUICK)
