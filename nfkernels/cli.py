@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 _LONGEST = 600  # characters of a sentence
 _LESS = {
-    "train": "try --accumulate, a smaller --batch-size, --width, --depth or --size, or fewer images",
+    "train": "try --memory reversible, --accumulate, a smaller --batch-size, --width or --size, or fewer images",
     "sample": "try a smaller --count",
     "interpolate": "try fewer --pairs or --steps",
     "evaluate": "try fewer images (--data)",
@@ -284,7 +284,8 @@ def _train(options: argparse.Namespace) -> int:
     given = {option: value for option, value in vars(options).items() if option in TRAIN}
     asked = merged(given, {} if options.config is None else read_config(options.config, TRAIN))
     if options.print_config is not None:
-        print(as_text(asked, options.print_config))
+        if _is_main():
+            print(as_text(asked, options.print_config))
         return 0
     return _later("train", "commands")(argparse.Namespace(**{option: asked.get(option) for option in TRAIN}))
 

@@ -15,6 +15,7 @@ from ..nn.conv_net import Dropout
 from ..nn.glow_steps import GlowSteps
 from ..nn.image_flow import ImageFlow
 from ..nn.multi_scale import MultiScale
+from ..nn.reversible import Memory
 from ..nn.split_prior import DiagonalPrior, SplitPrior
 from ..nn.squeeze import Squeeze
 from ..nn.standardize import Standardize
@@ -23,7 +24,7 @@ from ..ops import ScaleMap
 from ..ops.affine_coupling import OrderName
 
 Dequantization = Literal["uniform", "variational"]
-DEQUANTIZER_WIDTH = 64
+DEQUANTIZER_WIDTHS = (16, 64)  # a quarter of the flow's own, within these
 
 
 class Glow(ImageFlow):
@@ -38,10 +39,12 @@ class Glow(ImageFlow):
             embedding (``class_width`` numbers each) shifts the first layer of every network and the priors.
         grey_levels: values a pixel can take; see :class:`ImageFlow`.
         dequantization: how images become continuous: ``"uniform"``, or ``"variational"``, by a
-            :class:`VariationalDequantization` of 4 couplings and width ``min(hidden, 64)`` that learns with the flow,
-            starts out uniform, and does not see the class.
+            :class:`VariationalDequantization` that learns with the flow, starts out uniform and does not see the class
+            (4 couplings, of width ``hidden // 4`` but at least 16 and at most 64).
         dropout, dropout_of, kernel, last_kernel: of the coupling networks; see :class:`ConvConditioner`.
         scale_map, order: of the couplings; see :func:`nfkernels.affine_coupling`.
+        memory: what training keeps: ``"stored"`` all activations, ``"reversible"`` each level's output; see
+            :class:`nfkernels.nn.GlowSteps`.
 
     ``forward`` returns flat latents ``z [B, D]`` that follow N(0, I); :meth:`split_latent` gives them by level.
 
@@ -65,6 +68,7 @@ class Glow(ImageFlow):
         scale_map: ScaleMap | str = "glow",
         order: OrderName = "shift_first",
         class_width: int = 32,
+        memory: Memory = "stored",
         dequantization: Dequantization = "uniform",
     ) -> None:
         channels, height, width = _checked_shape(shape, levels)
@@ -82,6 +86,7 @@ class Glow(ImageFlow):
             flow = GlowSteps(
                 channels, count, hidden, context_channels=context, kernel=kernel, last_kernel=last_kernel,
                 dropout=dropout, dropout_of=dropout_of, scale_map=scale_map, order=order,
+                memory=memory,
             )  # fmt: skip
             last = level == levels - 1
             prior = DiagonalPrior if last else SplitPrior
@@ -90,7 +95,8 @@ class Glow(ImageFlow):
                 channels -= channels // 2
         dequantizer = None
         if dequantization == "variational":
-            dequantizer = VariationalDequantization(shape, hidden=min(hidden, DEQUANTIZER_WIDTH))
+            narrowest, widest = DEQUANTIZER_WIDTHS
+            dequantizer = VariationalDequantization(shape, hidden=min(max(hidden // 4, narrowest), widest))
         # x in [0, 1) is centred; ActNorm brings it to scale.
         super().__init__(
             Chain(Standardize(0.5, 1.0), MultiScale(parts, shapes)),

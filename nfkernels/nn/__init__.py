@@ -19,6 +19,7 @@ from .multi_scale import MultiScale
 from .orthogonal import HouseholderOrthogonal, QRLinear
 from .periodic_conv import PeriodicConv1d, PeriodicConv2d
 from .permutation import Permutation
+from .reversible import ReversibleSequential
 from .serialize import CheckpointError, load, save
 from .split_prior import DiagonalPrior, SplitPrior
 from .squeeze import Squeeze
@@ -63,6 +64,7 @@ __all__ = [
     "PeriodicConv2d",
     "Permutation",
     "QRLinear",
+    "ReversibleSequential",
     "Sigmoid",
     "Softplus",
     "SplitPrior",

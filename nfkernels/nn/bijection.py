@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ..ops._library import under_transform
 from ..reference.affine_coupling import compute_dtype
 from .config import Recorded
+from .replay import gradients, random_state, set_random_state
 
 _FAKE = torch._C._TorchDispatchModeKey.FAKE
 
@@ -49,6 +50,34 @@ class Bijection(Recorded, nn.Module):
         In training mode the first forward does it by itself, from its batch.
         """
         return self(x, context, lengths=lengths)[0]
+
+    @torch.no_grad()
+    def from_output(
+        self,
+        z: Tensor,
+        dz: Tensor | None,
+        dlogdet: Tensor | None,
+        wanted: Sequence[Tensor],
+        context: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
+        """``(x, dx, gradients of wanted)`` of a forward that gave ``z``, without a graph: for training that keeps no
+        activations (:class:`ReversibleSequential`).
+
+        ``dz`` and ``dlogdet`` are the loss's gradients with respect to the forward's results, None for zero; ``wanted``
+        holds parameters of this layer and perhaps its context; ``lengths`` are those of x. Here x is found by
+        ``inverse`` and the forward runs again on it; a layer that can do with less says so itself. Random numbers are
+        drawn alike in both.
+        """
+        state = random_state(z.device)
+        x, _ = self.inverse(z, context, lengths=self.lengths_after(lengths))
+        set_random_state(state, z.device)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            out = self(x, context, lengths=lengths)
+        dx, *found = gradients(out, [x, *wanted], (dz, dlogdet))
+        return x.detach(), dx, found
 
     def lengths_after(self, lengths: Tensor | None) -> Tensor | None:
         """The valid lengths of the forward's output."""

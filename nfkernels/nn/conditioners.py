@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from .config import Recorded
 from .conv_net import (
+    Drop,
     Dropout,
     arrange,
     by_matrices,
+    channel_factors,
     check_context,
     check_network,
     conv_net,
@@ -91,9 +93,15 @@ class ConvConditioner(Recorded, nn.Module):
                 extra = torch.einsum("he,be...->bh...", weight, context.to(dtype))
         last = fold_log_scale(self.last.weight, self.last.bias, self.last_log_scale)
         layers = (self.first.weight, self.first.bias, self.middle.weight, self.middle.bias, *last)
-        rate = self.dropout if self.training else 0.0
         weights = arrange([v.to(dtype) for v in layers], matrices)
-        return conv_net(x, weights, extra, mask, rate, self.dropout_of, matrices, self.kernels)
+        return conv_net(x, weights, extra, mask, self._drop(x, dtype), matrices, self.kernels)
+
+    def _drop(self, x: Tensor, dtype: torch.dtype) -> Drop:
+        if not self.training or not self.dropout:
+            return None
+        if self.dropout_of == "element":
+            return lambda h: F.dropout(h, self.dropout)
+        return channel_factors((x.shape[0], self.first.out_channels), self.dropout, dtype, x.device)
 
 
 class MLP(Recorded, nn.Module):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..ops import philox_uniform
 
 # Glow's factor on the learned log-scale of a network's last convolution (Kingma & Dhariwal's code, `conv2d_zeros`).
 LOG_SCALE_FACTOR = 3.0
@@ -18,6 +20,8 @@ LOG_SCALE_FACTOR = 3.0
 MATRIX_PIXELS = 16
 
 Dropout = Literal["element", "channel"]
+# What drops: a factor per sample and channel [B, hidden], or a function of the activations.
+Drop = Tensor | Callable[[Tensor], Tensor] | None
 
 
 def check_network(kernels: Sequence[int], dropout: float, dropout_of: str) -> None:
@@ -61,6 +65,13 @@ def network_dtype(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device)
 
 
+def narrowed(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight in the network's type; 16-bit convolutions want it channels-last, and a cast can do that on its way."""
+    if weight.dim() == 4 and dtype in (torch.bfloat16, torch.float16) and weight.dtype != dtype:
+        return weight.to(dtype=dtype, memory_format=torch.channels_last)
+    return weight.to(dtype)
+
+
 def fold_log_scale(weight: Tensor, bias: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
     """A factor per output channel, on the small weight instead of a pass over the activations."""
     factor = torch.exp(LOG_SCALE_FACTOR * log_scale)
@@ -99,8 +110,7 @@ def conv_net(
     weights: Sequence[Tensor],
     extra: Tensor | None,
     mask: Tensor | None,
-    dropout: float,
-    dropout_of: Dropout,
+    drop: Drop,
     matrices: bool,
     kernels: tuple[int, int],
 ) -> Tensor:
@@ -109,7 +119,7 @@ def conv_net(
     ``kernels`` are the sides of the first and the last one.
     """
     if matrices:
-        return _by_matrices(x, weights, extra, dropout, dropout_of, kernels)
+        return _by_matrices(x, weights, extra, drop, kernels)
     w1, b1, w2, b2, w3, b3 = weights
     conv = F.conv2d if w1.dim() == 4 else F.conv1d
     if x.dim() == 4 and x.dtype != w1.dtype and w1.is_contiguous(memory_format=torch.channels_last):
@@ -125,10 +135,10 @@ def conv_net(
     h = F.relu_(conv(h, w2, b2))
     if mask is not None:
         h = h * mask
-    if dropout and dropout_of == "element":
-        h = F.dropout(h, dropout)
-    elif dropout:
-        h = h * _channel_mask(h, h.shape[:2], dropout).reshape(*h.shape[:2], *[1] * (h.dim() - 2))
+    if isinstance(drop, Tensor):
+        h = h * drop.reshape(*drop.shape, *[1] * (h.dim() - 2))
+    elif drop is not None:
+        h = drop(h)
     return conv(h, w3, b3, padding=kernels[1] // 2)
 
 
@@ -136,8 +146,7 @@ def _by_matrices(
     x: Tensor,
     weights: Sequence[Tensor],
     extra: Tensor | None,
-    dropout: float,
-    dropout_of: Dropout,
+    drop: Drop,
     kernels: tuple[int, int],
 ) -> Tensor:
     """The same on ``[channels, B * pixels]``: three matrix products, between im2col and col2im."""
@@ -153,16 +162,22 @@ def _by_matrices(
         extra = extra.transpose(0, 1).flatten(2) if extra.dim() > 2 else extra.t()[:, :, None]
         h = (h.view(-1, batch, pixels) + extra).view(-1, batch * pixels)
     h = F.relu_(torch.addmm(b2, w2, F.relu_(h)))
-    if dropout and dropout_of == "element":
-        h = F.dropout(h, dropout)
-    elif dropout:
-        keep = _channel_mask(h, (h.shape[0], batch, 1), dropout)
-        h = (h.view(-1, batch, pixels) * keep).view(-1, batch * pixels)
+    if isinstance(drop, Tensor):
+        h = (h.view(-1, batch, pixels) * drop.t()[:, :, None]).view(-1, batch * pixels)
+    elif drop is not None:
+        h = drop(h)
     h = torch.addmm(b3.reshape(-1, 1), w3.flatten(0, 1), h).view(-1, batch, pixels).transpose(0, 1)
     if last_side > 1:
         h = F.fold(h.reshape(1, -1, pixels), size, last_side, padding=last_side // 2)
     return h.reshape(batch, -1, *size)
 
 
-def _channel_mask(h: Tensor, shape: Sequence[int], p: float) -> Tensor:
-    return h.new_empty(shape).bernoulli_(1 - p).mul_(1 / (1 - p))
+def channel_factors(shape: Sequence[int], p: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Dropout of whole channels: 0 with probability ``p``, else ``1 / (1 - p)``."""
+    return torch.empty(shape, dtype=dtype, device=device).bernoulli_(1 - p).mul_(1 / (1 - p))
+
+
+def drop_by_key(h: Tensor, p: float, key: Tensor) -> Tensor:
+    """Dropout of single elements that the key alone decides, so that it can be played again."""
+    u = philox_uniform(torch.empty(h.shape, dtype=torch.float32, device=h.device), key)
+    return h * (u >= p).to(h.dtype).mul_(1 / (1 - p))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..ops import ScaleMap, affine_coupling
+from ..ops import ScaleMap, affine_coupling, affine_coupling_from_output
 from ..ops.affine_coupling import IdentityName, LayoutName, OrderName, _choice
 from ..reference.affine_coupling import Identity, Layout, Order, compute_dtype
 from .bijection import Bijection, check_floating, valid_mask
 from .config import Recorded
 from .conv_net import check_precision
+from .replay import gradients
 
 
 class AffineCoupling(Bijection):
@@ -73,19 +74,40 @@ class AffineCoupling(Bijection):
     def inverse(self, z, context=None, *, lengths=None):
         return self._run(z, context, lengths, True)
 
+    @torch.no_grad()
+    def from_output(self, z, dz, dlogdet, wanted, context=None, *, lengths=None):
+        # The half that the network reads passes through: it runs once more, on the output.
+        kept, mask = self._kept(z).detach().requires_grad_(), valid_mask(z, lengths)
+        with torch.enable_grad():
+            params = call_conditioner(self.conditioner, kept, context, mask, self._with_context)
+        x, dx, dparams, dgain = affine_coupling_from_output(
+            z, params.detach(), dz, dlogdet, mask=mask, **self._options(z)
+        )
+        through, *found = gradients([params], [kept, *wanted], [dparams])
+        if through is not None:
+            self._kept(dx).add_(through)
+        if self.gain is not None:
+            found = [dgain.to(p.dtype) if p is self.gain else g for p, g in zip(wanted, found, strict=True)]
+        return x, dx, found
+
     def _run(self, x: Tensor, context: Tensor | None, lengths: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         check_floating(x, "AffineCoupling")
         if x.dim() < 2 or x.shape[1] < 2:
             raise ValueError(f"a coupling needs data [B, C, *spatial] of at least 2 channels, got {tuple(x.shape)}")
-        split = x.shape[1] - x.shape[1] // 2
-        kept = x.narrow(1, 0, split) if self.identity == "first" else x.narrow(1, split, x.shape[1] - split)
         mask = valid_mask(x, lengths)
-        params = call_conditioner(self.conditioner, kept, context, mask, self._with_context)
+        params = call_conditioner(self.conditioner, self._kept(x), context, mask, self._with_context)
         check_precision(params, x, "AffineCoupling")
-        return affine_coupling(
-            x, params, scale_map=self.scale_map, order=self.order, layout=self.layout, identity=self.identity,
-            inverse=inverse, mask=mask, gain=None if self.gain is None else self.gain.to(compute_dtype(x)),
-        )  # fmt: skip
+        return affine_coupling(x, params, inverse=inverse, mask=mask, **self._options(x))
+
+    def _kept(self, x: Tensor) -> Tensor:
+        """The half that passes through."""
+        split = x.shape[1] - x.shape[1] // 2
+        return x.narrow(1, 0, split) if self.identity == "first" else x.narrow(1, split, x.shape[1] - split)
+
+    def _options(self, x: Tensor) -> dict[str, Any]:
+        gain = None if self.gain is None else self.gain.to(compute_dtype(x))
+        named = {"scale_map": self.scale_map, "order": self.order, "layout": self.layout, "identity": self.identity}
+        return {**named, "gain": gain}
 
     def extra_repr(self) -> str:
         return f"scale_map={self.scale_map}, order={self.order!r}, layout={self.layout!r}, identity={self.identity!r}"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import ScaleMap, affine_coupling, channel_mix, lu_compose
+from ..ops import ScaleMap, channel_mix, lu_compose
 from ..ops.affine_coupling import OrderName, _choice
 from ..ops.lu_compose import LUMatrices
 from ..reference.affine_coupling import Order, compute_dtype
@@ -18,16 +16,19 @@ from .conv_net import (
     Dropout,
     arrange,
     by_matrices,
+    channel_factors,
     check_context,
     check_network,
-    check_precision,
-    conv_net,
     fold_log_scale,
+    narrowed,
     network_dtype,
     uniform_init,
 )
+from .glow_body import GlowBody, GlowTensors
 from .invertible_conv import plu
 from .linear_bijection import checked_log_scale, random_rotations
+from .replay import gradients
+from .reversible import Memory, check_memory, keeping_output
 
 
 class GlowSteps(StartsFromData):
@@ -41,11 +42,14 @@ class GlowSteps(StartsFromData):
         kernel, last_kernel: odd sides of the first and the last convolution of those networks (by default alike).
         dropout, dropout_of: see :class:`ConvConditioner`.
         scale_map, order: see :func:`nfkernels.affine_coupling`.
+        memory: what training keeps for its backward: ``"stored"`` every step's activations; ``"reversible"`` the
+            output alone, from which the backward rebuilds each step's input on its way, running every network once
+            more (see :class:`ReversibleSequential`). Memory then does not grow with ``steps``.
 
     It computes what a chain of :class:`ActNorm`, :class:`InvertibleConv1x1` and :class:`AffineCoupling` would. ActNorm
     is folded into the 1x1 (``W diag(e^s)`` and ``W b``), all K matrices are composed, inverted and differentiated in
-    one batch, and the weights of the K networks lie stacked along axis 0: a step is one channel mix, one network and
-    one coupling.
+    one batch, and the weights of the K networks lie stacked along axis 0: a step is one network, and one pass over the
+    data that couples it and mixes it for the next step.
     Cost per step: O(B C^2 P) and the network. Reference: Kingma & Dhariwal 2018 (Glow), table 1.
     """
 
@@ -62,6 +66,7 @@ class GlowSteps(StartsFromData):
         dropout_of: Dropout = "element",
         scale_map: ScaleMap | str = "glow",
         order: OrderName = "shift_first",
+        memory: Memory = "stored",
     ) -> None:
         super().__init__()
         if channels < 2:
@@ -71,8 +76,9 @@ class GlowSteps(StartsFromData):
         last_kernel = kernel if last_kernel is None else last_kernel
         check_network((kernel, last_kernel), dropout, dropout_of)
         _choice(Order, order, "order")
+        check_memory(memory)
         self.channels, self.steps, self.hidden, self.context_channels = channels, steps, hidden, context_channels
-        self.dropout, self.dropout_of, self.order = dropout, dropout_of, order
+        self.dropout, self.dropout_of, self.order, self.memory = dropout, dropout_of, order, memory
         self.kernels = (kernel, last_kernel)
         self.scale_map = ScaleMap.parse(scale_map)
         self.split = channels - channels // 2
@@ -105,78 +111,90 @@ class GlowSteps(StartsFromData):
         check_channels(x, self.channels, "GlowSteps", least=4, own=self.bias)
         refuse_lengths(lengths, "GlowSteps")
         self.start_if_due(x, context, lengths)
-        dtype = compute_dtype(x)
-        made = self._composed(dtype, inverse=False)
-        # y = W (e^s x + b) = (W e^s) x + W b; sums and not products, which TF32 would round.
-        mixing = made.weight * torch.exp(self.log_scale.to(dtype))[:, None]
-        shift = (made.weight * self.bias[:, None]).sum(2)
-        logdet = None
-        networks = self._networks(x, context)
-        for weight, bias, network in zip(mixing.unbind(0), shift.unbind(0), networks, strict=True):
-            x = channel_mix(x, weight, bias)
-            x, logdet = self._couple(x, network, logdet, False)
-        return x, logdet + self._constant(made, x)
+        tensors, constant = self._tensors(x, context, unmix=torch.is_grad_enabled())
+        body = self._body(x)
+        z, logdet = keeping_output(body, x, tensors) if self.memory == "reversible" else body.forward(x, tensors)
+        return z, logdet + constant
 
     def inverse(self, z, context=None, *, lengths=None):
         check_channels(z, self.channels, "GlowSteps", least=4, own=self.bias)
         refuse_lengths(lengths, "GlowSteps")
-        dtype = compute_dtype(z)
-        made = self._composed(dtype, weight=False)
-        unscale = torch.exp(-self.log_scale.to(dtype))
-        weights, biases = (unscale[..., None] * made.inverse).unbind(0), (-self.bias * unscale).unbind(0)
-        logdet = None
-        for k, network in reversed(list(enumerate(self._networks(z, context)))):
-            z, logdet = self._couple(z, network, logdet, True)
-            z = channel_mix(z, weights[k], biases[k])
-        return z, logdet - self._constant(made, z)
+        tensors, constant = self._tensors(z, context, mix=False)
+        x, logdet = self._body(z).inverse_and_logdet(z, tensors)
+        return x, logdet - constant
+
+    def from_output(self, z, dz, dlogdet, wanted, context=None, *, lengths=None):
+        if dz is None:
+            dz = torch.zeros_like(z)
+        with torch.enable_grad():
+            tensors, constant = self._tensors(z, context)
+        asked = [t is not None and t.requires_grad for t in tensors]
+        x, dx, grads = self._body(z).walk_back(z, dz, dlogdet, tensors, asked)
+        # The constant is one number for all samples.
+        return x, dx, gradients([*tensors, constant], wanted, [*grads, None if dlogdet is None else dlogdet.sum()])
 
     def start(self, x, context, lengths):
         check_channels(x, self.channels, "GlowSteps", least=4, own=self.bias)
-        dtype = compute_dtype(x)
-        matrices = self._composed(dtype, inverse=False).weight
+        matrices = self._composed(compute_dtype(x), inverse=False).weight
+        body = self._body(x)
+        tensors, _ = self._tensors(x, context)
         found = []
-        for k, network in enumerate(self._networks(x, context)):
+        for weight, network in zip(matrices.unbind(0), body.networks(tensors), strict=True):
             log_scale, bias = whitening(x, layer="GlowSteps")
             found.append((log_scale, bias))
-            weight = matrices[k]
             x = channel_mix(x, weight * torch.exp(log_scale), weight @ bias)
-            x, _ = self._couple(x, network, None, False)
+            x, _ = body.couple(x, network)
         # At the end, so that data which is refused half-way leaves nothing behind.
         self.log_scale.copy_(torch.stack([log_scale for log_scale, _ in found]))
         self.bias.copy_(torch.stack([bias for _, bias in found]))
+
+    def _body(self, x: Tensor) -> GlowBody:
+        matrices = by_matrices(x, network_dtype(self.weight1))
+        return GlowBody(self.steps, self.split, self.kernels, matrices, self.scale_map, self.order, self.dropout)
+
+    def _tensors(
+        self, x: Tensor, context: Tensor | None, *, mix: bool = True, unmix: bool = True
+    ) -> tuple[GlowTensors, Tensor]:
+        """What the steps are made of, for all K at once, and the part of the log-determinant that no data changes."""
+        dtype = compute_dtype(x)
+        made = self._composed(dtype, weight=mix, inverse=unmix)
+        log_scale, bias = self.log_scale.to(dtype), self.bias.to(dtype)
+        mixes = shifts = unmixes = None
+        # y = W (e^s x + b) = (W e^s) x + W b; sums and not products, which TF32 would round.
+        if mix:
+            mixes = made.weight * torch.exp(log_scale)[:, None]
+            shifts = (made.weight * bias[:, None]).sum(2)
+        if unmix:
+            unscale = torch.exp(-log_scale)
+            unmixes = unscale[..., None] * made.inverse
+            if not mix:
+                shifts = -bias * unscale
+        constant = (made.logdet + log_scale.to(made.logdet.dtype).sum()) * (x.shape[2] * x.shape[3])
+        return GlowTensors(mixes, shifts, unmixes, *self._networks(x, context)), constant
 
     def _composed(self, dtype: torch.dtype, **options: bool) -> LUMatrices:
         """All K mixing matrices or their inverses, ActNorm not yet in them, ``[K, C, C]``, in one launch."""
         factors = (t.to(dtype) for t in (self.lower, self.upper, checked_log_scale(self.log_s, "GlowSteps")))
         return lu_compose(*factors, sign=self.sign_s, permutation=self.permutation, **options)
 
-    def _constant(self, made: LUMatrices, x: Tensor) -> Tensor:
-        """The part of the log-determinant that does not depend on the data."""
-        return (made.logdet + self.log_scale.to(made.logdet.dtype).sum()) * (x.shape[2] * x.shape[3])
-
-    def _couple(self, x: Tensor, network: tuple, logdet: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        *weights, extra, matrices = network
-        rate = self.dropout if self.training else 0.0
-        params = conv_net(
-            x.narrow(1, 0, self.split), weights, extra, None, rate, self.dropout_of, matrices, self.kernels
-        )
-        check_precision(params, x, "GlowSteps")
-        return affine_coupling(
-            x, params, scale_map=self.scale_map, order=self.order, identity="first", inverse=inverse, logdet=logdet
-        )
-
-    def _networks(self, x: Tensor, context: Tensor | None) -> Iterator[tuple]:
-        """The weights of each network in turn; cast, arranged, and the last log-scale folded in, for all K at once."""
+    def _networks(self, x: Tensor, context: Tensor | None) -> list[Tensor | None]:
+        """``extra``, ``drop`` and the weights of all K networks: cast and arranged, the last log-scale folded in."""
         dtype = network_dtype(self.weight1)
-        matrices = by_matrices(x, dtype)
         last = fold_log_scale(self.weight3, self.bias3, self.log_scale3)
-        stacked = [v.to(dtype) for v in (self.weight1, self.bias1, self.weight2, self.bias2, *last)]
-        parts = [v.split(v.shape[0] // self.steps) for v in arrange(stacked, matrices)]
-        extra: Sequence[Tensor | None] = (None,) * self.steps
+        stacked = [narrowed(v, dtype) for v in (self.weight1, self.bias1, self.weight2, self.bias2, *last)]
+        extra = None
         if self.context_weight is not None:
             context = check_context(context, self.context_channels, "GlowSteps")
-            extra = F.linear(context.to(dtype), self.context_weight.to(dtype)).split(self.hidden, 1)
-        return zip(*parts, extra, (matrices,) * self.steps, strict=True)
+            extra = F.linear(context.to(dtype), self.context_weight.to(dtype))
+        return [extra, self._drop(x, dtype), *arrange(stacked, by_matrices(x, dtype))]
+
+    def _drop(self, x: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """What this pass drops, drawn before it begins: a backward that runs a network again drops the same."""
+        if not self.training or not self.dropout:
+            return None
+        if self.dropout_of == "channel":
+            return channel_factors((self.steps, x.shape[0], self.hidden), self.dropout, dtype, x.device)
+        return torch.randint(-(2**63), 2**63 - 1, (2,), device=x.device)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, steps={self.steps}, hidden={self.hidden}, scale_map={self.scale_map}"

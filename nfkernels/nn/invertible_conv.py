@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..ops import channel_mix, lu_compose
+from ..ops import channel_mix, channel_mix_from_output, lu_compose
 from ..ops.lu_compose import LUMatrices
 from ..reference.affine_coupling import compute_dtype
 from ..reference.lu_compose import exact_dtype, no_autocast
@@ -23,6 +23,7 @@ from .linear_bijection import (
     triangle_of,
 )
 from .orthogonal import reflection_factors, rotation
+from .replay import gradients
 
 Parametrization = Literal["plu", "full", "qr"]
 
@@ -82,6 +83,18 @@ class InvertibleConv1x1(LinearBijection):
         return self._mix(
             y, cached(self, "inverse", dtype, (*self.parameters(), *self.buffers()), lambda: self.inverses(dtype))
         )
+
+    @torch.no_grad()
+    def from_output(self, z, dz, dlogdet, wanted, context=None, *, lengths=None):
+        if self.groups > 1:
+            return super().from_output(z, dz, dlogdet, wanted, context, lengths=lengths)
+        dtype = compute_dtype(z)
+        with torch.enable_grad():
+            matrix, logdet = self.matrices(dtype), self.log_abs_det(z, lengths=lengths)
+        x, dx, dmatrix, _ = channel_mix_from_output(
+            z, matrix.detach(), self.inverses(dtype), None, torch.zeros_like(z) if dz is None else dz
+        )
+        return x, dx, gradients([matrix, logdet], wanted, [dmatrix.to(matrix.dtype), dlogdet])
 
     def matrices(self, dtype: torch.dtype) -> Tensor:
         """W, ``[C, C]``, or the groups', ``[G, c, c]``, in ``dtype`` or better."""

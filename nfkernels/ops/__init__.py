@@ -2,9 +2,9 @@
 
 from ..reference.scale_map import ScaleMap
 from ._library import load_cpu_module, use_backend
-from .affine_coupling import affine_coupling
+from .affine_coupling import affine_coupling, affine_coupling_from_output
 from .autoregressive_conv import autoregressive_conv
-from .channel_mix import channel_mix
+from .channel_mix import channel_mix, channel_mix_from_output
 from .coupling_mix import ConditionerInput, coupling_mix
 from .dequantize import dequantize
 from .gaussian_log_density import gaussian_log_density
@@ -18,8 +18,10 @@ __all__ = [
     "ScaleMap",
     "advance_",
     "affine_coupling",
+    "affine_coupling_from_output",
     "autoregressive_conv",
     "channel_mix",
+    "channel_mix_from_output",
     "coupling_mix",
     "dequantize",
     "gaussian_log_density",

@@ -174,6 +174,44 @@ def affine_coupling(
     return _forward(x, params, channel_map, mask, gain, logdet, *packed)
 
 
+def affine_coupling_from_output(
+    y: Tensor,
+    params: Tensor,
+    dy: Tensor | None,
+    dlogdet: Tensor | None,
+    *,
+    scale_map: ScaleMap | str = "glow",
+    layout: LayoutName = "shift_scale",
+    order: OrderName = "scale_first",
+    identity: IdentityName = "none",
+    mask: Tensor | None = None,
+    gain: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """A coupling's input and gradients from its output, one pass: what training that keeps no activations needs.
+
+    Args:
+        y, params: output of ``affine_coupling(x, params, ...)`` and what it was given; the options likewise.
+        dy: the loss's gradient with respect to y, or None for zero; dlogdet: to the log-determinant ``[B]``, or None.
+
+    Returns:
+        ``(x, dx, dparams, dgain)``, like y, y, params and gain (None without one). x divides by the scale: a relative
+        error of y grows by ``1 / s``. No graph is recorded.
+
+    Raises ``ValueError`` as :func:`affine_coupling`. Cost: reads y, params and dy, writes x, dx and dparams.
+    """
+    form, packed = form_of(scale_map, layout, order, identity, False)
+    check_coupling(y, params, form, mask, None, gain, None)
+    if mask is not None:
+        mask = readable(mask.expand(-1, -1, *y.shape[2:]))
+    gain = None if gain is None else gain.contiguous()
+    with torch.no_grad():
+        dx, dparams, dgain, x = _backward(
+            canonical(y), canonical(params), None if dy is None else readable(dy), dlogdet, None, mask, gain, *packed,
+            True,
+        )  # fmt: skip
+    return x, dx, dparams, None if gain is None else dgain
+
+
 def form_of(scale_map, layout, order, identity, inverse) -> tuple[Form, tuple]:
     """A coupling's options, validated, and packed for the raw ops."""
     if torch.compiler.is_compiling():

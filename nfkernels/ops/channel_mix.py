@@ -137,6 +137,34 @@ def channel_mix(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return _forward.on(_backend(x), x, weight, bias)
 
 
+def channel_mix_from_output(
+    y: Tensor, weight: Tensor, inverse_weight: Tensor, bias: Tensor | None, dy: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """A mix's input ``inverse_weight (y - bias)`` and gradients from its output, one pass, for training that keeps no
+    activations.
+
+    Args:
+        y: output of ``channel_mix(x, weight, bias)``; dy: the loss's gradient with respect to it.
+        inverse_weight: ``weight``'s inverse, ``[C, C]``.
+
+    Returns:
+        ``(x, dx, dweight, dbias)``, like y, y, weight and bias (None without one). x carries y's relative error times
+        weight's condition number. No graph is recorded.
+
+    Raises ``ValueError`` as :func:`channel_mix`. Cost: reads y and dy, writes x and dx.
+    """
+    check_mix(y, weight, bias)
+    dtype = compute_dtype(y)
+    y = canonical(y)
+    weight, inverse = weight.to(dtype).contiguous(), inverse_weight.to(dtype).contiguous()
+    bias = None if bias is None else bias.to(dtype).contiguous()
+    with torch.no_grad():
+        dx, dweight, dbias, x = _backward.on(
+            _backend(y), y, weight, readable(dy), inverse, bias, True, True, bias is not None
+        )
+    return x, dx, dweight, None if bias is None else dbias
+
+
 def check_mix(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Shapes, dtypes and devices; no data is read."""
     if x.dim() < 2:

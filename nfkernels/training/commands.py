@@ -122,6 +122,7 @@ def _fit(
         progress=Board(folder, device, progress) if options.tensorboard and ranks.is_main else progress,
         signals=True,
         config=config,
+        cuda_graph=options.cuda_graph is not False,
         **changes,
     )
     return folder, config, parts, flow, result

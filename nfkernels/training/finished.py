@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,11 +113,13 @@ def between(flow: ImageFlow, first: Tensor, last: Tensor, labels: Tensor | None,
     """
     device = next(flow.parameters()).device
     labels = None if labels is None else labels.to(device)
+    few = images_at_once(flow.event_shape)
     with torch.no_grad():
-        ends = [flow.encode(images.to(device), labels) for images in (first, last)]
+        ends = [flow.encode(images.to(device), labels, batch_size=few) for images in (first, last)]
         # lerp's two ends are exact, so that the outer images are what the flow makes of the two and nothing else.
         shares = torch.linspace(0, 1, steps).tolist()
-        return torch.stack([flow.decode(torch.lerp(*ends, share), labels).cpu() for share in shares], 1)
+        images = [flow.decode(torch.lerp(*ends, share), labels, batch_size=few).cpu() for share in shares]
+        return torch.stack(images, 1)
 
 
 # --- evaluate -------------------------------------------------------------------------------------------------------
@@ -147,7 +150,9 @@ def evaluate(options: argparse.Namespace) -> int:
         facts |= {"uniform_bits_per_dim": uniform, "round_trip_error": largest}
         facts |= {"reconstructed_images": again.images, "reconstructed_wrong_values": again.wrong}
         facts |= {"reconstructed_largest_grey_levels": again.grey_levels, "reconstructed_largest": again.largest}
-        print(json.dumps(facts, indent=2))
+        # JSON has no word for what is not finite.
+        lost = [name for name, value in facts.items() if isinstance(value, float) and not math.isfinite(value)]
+        print(json.dumps(facts | dict.fromkeys(lost), indent=2))
         return 0
     print(
         f"{data.name}, {part}, {session.many(outcome.samples, 'image')}, networks in {precision}\n"

@@ -214,6 +214,9 @@ def _table() -> dict[str, Option]:
     row(model, "last_kernel", whole(1), "of the last one (default: as --kernel)")
     choice(model, "scale_map", "of the couplings", SCALE_MAPS, default=shape["scale_map"])
     choice(model, "order", "of the couplings", ("scale_first", "shift_first"), default=shape["order"])
+    kept = ("stored", "reversible")
+    text = "what training keeps: all activations, or each level's output, from which it rebuilds them"
+    choice(model, "memory", text, kept, default=shape["memory"])
     noise = ("uniform", "variational")
     choice(model, "dequantization", "how images become continuous", noise, default=shape["dequantization"])
     row(model, "classes", None, "condition on the class of each image", default=False)
@@ -256,6 +259,8 @@ def _table() -> dict[str, Option]:
     machine = "machine"
     row(machine, "device", device, "cpu, cuda, cuda:1 (default: cuda if here)", "NAME")
     row(machine, "threads", whole(1, most_threads()), "CPU threads (default: PyTorch's own choice)")
+    text = "replay each training step on a GPU as one captured graph"
+    row(machine, "cuda_graph", None, text, default=True)
     return {option.name: option for option in rows}
 
 

@@ -3,7 +3,8 @@
 The architecture, and the recipe as far as the paper (Kingma & Dhariwal 2018) and its code tell it: Adamax at 0.001 with
 ten epochs of warm-up, width 512, 64 images of 32 x 32 per GPU. The paper's code then keeps that rate until somebody
 stops it, after days on many GPUs. These runs end, so their rate falls to zero; their length, averaging, clipping and
-bfloat16 networks are not the paper's. Scales are at least 1e-3, so that no inverse divides by less.
+bfloat16 networks are not the paper's. Activations are rebuilt from outputs instead of stored, and scales are at least
+1e-3, so that no inverse divides by less.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 _GLOW: dict[str, Any] = {
     "width": 512,
     "dropout": 0.0,
+    "memory": "reversible",
     "scale_map": "nflows",  # sigmoid(r + 2), the paper's, + 1e-3
     "batch_size": 64,
     "optimizer": "adamax",

@@ -154,6 +154,7 @@ class GlowShape:
         kernel, last_kernel: sides of the coupling networks' first and last convolution; None for the same.
         class_width: numbers that a class becomes.
         scale_map, order: of the couplings.
+        memory: what training keeps: ``"stored"`` all activations, ``"reversible"`` each level's output.
         dequantization: ``"uniform"`` or ``"variational"``.
     """
 
@@ -167,6 +168,7 @@ class GlowShape:
     class_width: int = 32
     scale_map: str = "glow"
     order: Literal["scale_first", "shift_first"] = "shift_first"
+    memory: Literal["stored", "reversible"] = "stored"
     dequantization: Literal["uniform", "variational"] = "uniform"
 
 

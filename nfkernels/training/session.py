@@ -103,6 +103,7 @@ def describe_glow(data: ImageData, shape: GlowShape, *, conditional: bool) -> di
         "scale_map": shape.scale_map,
         "order": shape.order,
         "class_width": shape.class_width,
+        "memory": shape.memory,
         "dequantization": shape.dequantization,
         "grey_levels": data.grey_levels,
         "classes": len(data.classes) if conditional else None,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from nfkernels import nn as N
 from nfkernels.nn import conv_net
+from nfkernels.ops import random_key
 
 
 def moved(module, by=0.2):
@@ -104,9 +105,7 @@ def test_matrix_products_are_the_convolutions(batch, channels, height, width, hi
     inputs = [x, *weights] + ([] if extra is None else [extra])
 
     def run(matrices):
-        y = conv_net.conv_net(
-            x, conv_net.arrange(weights, matrices), extra, None, 0.0, "element", matrices, (kernel, last)
-        )
+        y = conv_net.conv_net(x, conv_net.arrange(weights, matrices), extra, None, None, matrices, (kernel, last))
         return y, torch.autograd.grad(y.sin().sum(), inputs)
 
     (y, grads), (expected, expected_grads) = run(True), run(False)
@@ -133,8 +132,12 @@ def test_dropout(of, size):
     matrices = conv_net.by_matrices(x, x.dtype)
     assert matrices == (size == 3)
     arranged = conv_net.arrange(weights, matrices)
-    plain = conv_net.conv_net(x, arranged, None, None, 0.0, of, matrices, (1, 1))
-    dropped = conv_net.conv_net(x, arranged, None, None, 0.25, of, matrices, (1, 1)) / plain
+    plain = conv_net.conv_net(x, arranged, None, None, None, matrices, (1, 1))
+    drop = {
+        "channel": conv_net.channel_factors((64, 8), 0.25, x.dtype, x.device),
+        "element": lambda h: conv_net.drop_by_key(h, 0.25, random_key(1)),
+    }[of]
+    dropped = conv_net.conv_net(x, arranged, None, None, drop, matrices, (1, 1)) / plain
     torch.testing.assert_close(dropped.unique(), torch.tensor([0.0, 4 / 3]))
     assert abs((dropped == 0).float().mean() - 0.25) < 0.06
     whole = (dropped == dropped[:, :, :1, :1]).all()

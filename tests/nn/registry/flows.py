@@ -108,6 +108,39 @@ CASES = [
         (2, 4, 3, 2),
         context=(2, 3),
     ),
+    Case("glow-steps-reversible", lambda: N.GlowSteps(4, 3, 5, memory="reversible"), (2, 4, 3, 2)),
+    Case("glow-steps-odd-reversible", lambda: N.GlowSteps(3, 2, 5, scale_map="exp", memory="reversible"), (2, 3, 5, 4)),
+    Case(
+        "glow-steps-context-reversible",
+        lambda: N.GlowSteps(4, 2, 5, context_channels=3, scale_map="additive", memory="reversible"),
+        (2, 4, 3, 2),
+        context=(2, 3),
+    ),
+    Case(
+        "reversible",
+        lambda: N.ReversibleSequential(
+            N.Chain(N.ActNorm(4), N.InvertibleConv1x1(4), N.AffineCoupling(_conv(2, 4, context_channels=2))),
+            N.Coupling(N.AffineTransform("exp"), _conv(2, 4), torch.tensor([True, False, True, False])),
+            N.InvertibleConv1x1(4, groups=2),
+            N.AffineCoupling(_conv(2, 4), scale_map=ScaleMap.realnvp(1.5), learned_gain=True, identity="second"),
+        ),
+        (2, 4, 3, 2),
+        context=(2, 2),
+    ),
+    Case(
+        "reversible-glow-steps",
+        lambda: N.ReversibleSequential(N.GlowSteps(4, 2, 3), N.GlowSteps(4, 1, 3, context_channels=2)),
+        (2, 4, 3, 2),
+        context=(2, 2),
+    ),
+    Case(
+        "reversible-lengths",
+        lambda: N.ReversibleSequential(
+            N.ActNorm(2), N.Squeeze(2), N.InvertibleConv1x1(4), N.AffineCoupling(_conv(2, 4, dims=1)), N.Squeeze(2).inv
+        ),
+        (2, 2, 6),
+        lengths=(4, 6),
+    ),
     Case("multi-scale", _small_multi_scale, (2, 1, 4, 4)),
     Case("chain", lambda: N.Chain(N.ActNorm(3), N.InvertibleConv1x1(3), N.AffineCoupling(N.MLP(2, 5, 2))), (3, 3)),
     Case(

@@ -1,0 +1,34 @@
+"""What running a layer a second time needs: the random numbers of the first, and gradients of what has any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+RandomState = tuple[Tensor, Tensor | None]
+
+
+def random_state(device: torch.device) -> RandomState:
+    """Torch's global generators of the CPU and of ``device``."""
+    own = None if device.type in ("cpu", "meta") else torch.get_device_module(device).get_rng_state(device)
+    return torch.get_rng_state(), own
+
+
+def set_random_state(state: RandomState, device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.get_device_module(device).set_rng_state(state[1], device)
+
+
+def gradients(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], given: Sequence[Tensor | None], **options: Any
+) -> list[Tensor | None]:
+    """``torch.autograd.grad`` of those outputs that have a graph and were given a gradient; None where none flows."""
+    pairs = [(o, g) for o, g in zip(outputs, given, strict=True) if g is not None and o.requires_grad]
+    if not pairs or not inputs:
+        return [None] * len(inputs)
+    out, grads = zip(*pairs, strict=True)
+    return list(torch.autograd.grad(out, inputs, grads, allow_unused=True, **options))

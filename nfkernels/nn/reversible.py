@@ -1,0 +1,217 @@
+"""Reversible training: the forward keeps its output alone, the backward rebuilds every layer's input on its way."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..ops._library import under_transform
+from .bijection import Bijection, Chain
+from .replay import RandomState, gradients, random_state, set_random_state
+
+Memory = Literal["stored", "reversible"]
+Tensors = Sequence[Tensor | None]
+Gradients = list[Tensor | None]
+
+
+def check_memory(memory: str) -> None:
+    if memory not in get_args(Memory):
+        raise ValueError(f"unknown memory {memory!r}: expected 'stored' or 'reversible'")
+
+
+class Body(Protocol):
+    """Layers as functions of tensors: everything that wants a gradient comes in as an argument."""
+
+    def forward(self, x: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
+        """``(z, logdet)``; records a graph where gradients are wanted."""
+
+    def inverse(self, z: Tensor, tensors: Tensors) -> Tensor:
+        """``x``; likewise."""
+
+    def backward(
+        self, z: Tensor, dz: Tensor | None, dlogdet: Tensor | None, tensors: Tensors, wanted: Sequence[bool]
+    ) -> tuple[Tensor | None, Gradients]:
+        """``(dx, gradients of the tensors that are wanted)`` from the output alone; no graph."""
+
+
+def keeping_output(body: Body, x: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
+    """``body.forward``, of which only the output and the tensors are kept for the backward."""
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *tensors))
+    # A compiler plans its own memory, and transforms need the graph.
+    if not wanted or torch.compiler.is_compiling() or under_transform():
+        return body.forward(x, tensors)
+    return _KeepingOutput.apply(body, x, *tensors)
+
+
+class _KeepingOutput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, body: Body, x: Tensor, *tensors: Tensor | None):
+        z, logdet = body.forward(x, tensors)
+        ctx.save_for_backward(z, *tensors)
+        ctx.set_materialize_grads(False)
+        ctx.body = body
+        return z, logdet
+
+    @staticmethod
+    def backward(ctx: Any, dz, dlogdet):
+        z, *tensors = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[2:]
+        if dz is None and dlogdet is None:
+            return (None,) * (2 + len(tensors))
+        run = _differentiable if torch.is_grad_enabled() else type(ctx.body).backward
+        dx, grads = run(ctx.body, z, dz, dlogdet, tensors, wanted)
+        return None, dx if ctx.needs_input_grad[1] else None, *grads
+
+
+def _differentiable(body, z, dz, dlogdet, tensors, wanted):
+    """The gradients as functions of output and tensors, for second derivatives: everything is stored here."""
+    x = body.inverse(z, tensors)
+    # Aliases: x depends on the tensors as well, and what is wanted are the gradients at x held fixed.
+    own = [t if t is None or not w else t.view_as(t) for t, w in zip(tensors, wanted, strict=True)]
+    out = body.forward(x, own)
+    dx, *found = gradients(
+        out, [x, *(t for t, w in zip(own, wanted, strict=True) if w)], (dz, dlogdet), create_graph=True
+    )
+    rest = iter(found)
+    return dx, [next(rest) if w else None for w in wanted]
+
+
+class ReversibleSequential(Chain):
+    """A :class:`Chain` whose training keeps only its last output: memory does not grow with the number of layers.
+
+    ``ReversibleSequential(a, b)`` computes what ``Chain(a, b)`` does, with the same gradients up to rounding. The
+    backward goes through the layers from the last to the first (into plain Chains among them too) and asks each for
+    its input and its gradients by :meth:`Bijection.from_output`. Affine couplings, 1x1 convolutions and Glow steps
+    rebuild their input in the pass that makes the gradients and run their network once more; any other layer that has
+    an ``inverse`` is inverted and run again.
+
+    The random numbers that a layer drew in the forward (dropout) are drawn again, and its autocast state comes back.
+    A layer must be a function of its input, context, parameters and those: what its forward writes into buffers it
+    writes again. Rebuilt inputs carry the rounding errors of the inverses, which grow with depth and with the layers'
+    condition numbers (:func:`drift` measures them); a scale map with a floor bounds them.
+
+    Cost: one more forward in each backward. Kept are the output, the context and the parameters. Under
+    ``torch.compile`` and ``torch.func`` it is a Chain. Reference: Gomez et al. 2017 (RevNet), section 3.
+    """
+
+    def forward(self, x, context=None, *, lengths=None):
+        if not len(self):
+            return super().forward(x, context, lengths=lengths)
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        body = _Layers(list(_flat(self)), lengths, parameters, x.device)
+        return keeping_output(body, x, [context, *parameters])
+
+
+def _flat(chain: Chain) -> Iterator[Bijection]:
+    for layer in chain:
+        if type(layer) is Chain:
+            yield from _flat(layer)
+        else:
+            yield layer
+
+
+class _Layers:
+    """Layers of any kind. Their parameters come as tensors, too, so that autograd knows about them; layers that hold
+    other ones by then (``torch.func.functional_call`` has returned, say) are called with those."""
+
+    def __init__(
+        self, layers: list[Bijection], lengths: Tensor | None, parameters: list[Tensor], device: torch.device
+    ) -> None:
+        self.layers, self.parameters, self.device = layers, parameters, device
+        # Of every layer: the name of a parameter, and its place among the tensors, the context's being 0.
+        places = {id(p): i for i, p in enumerate(parameters, 1)}
+        self.places = [
+            {name: places[id(p)] for name, p in layer.named_parameters() if id(p) in places} for layer in layers
+        ]
+        self.lengths = [lengths]  # before each layer and after the last, once the forward has gone through
+        self.autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+        self.random: list[RandomState] = []
+
+    def forward(self, x, tensors):
+        if self.random:  # a second time, for second derivatives
+            with self._as_in_forward():
+                return self._forward(x, tensors, again=True)
+        return self._forward(x, tensors, again=False)
+
+    def _forward(self, x, tensors, again: bool):
+        total, traced = None, torch.compiler.is_compiling() or under_transform()
+        for index, layer in enumerate(self.layers):
+            lengths = self.lengths[index]
+            if again:
+                set_random_state(self.random[index], self.device)
+            elif not traced:
+                self.random.append(random_state(self.device))
+            x, logdet = self._call(index, "forward", tensors, x, tensors[0], lengths=lengths)
+            total = logdet if total is None else total + logdet
+            if len(self.lengths) == index + 1:
+                self.lengths.append(layer.lengths_after(lengths))
+        return x, total
+
+    def inverse(self, z, tensors):
+        with self._as_in_forward():
+            for index in reversed(range(len(self.layers))):
+                set_random_state(self.random[index], self.device)
+                z, _ = self._call(index, "inverse", tensors, z, tensors[0], lengths=self.lengths[index + 1])
+        return z
+
+    def backward(self, z, dz, dlogdet, tensors, wanted):
+        leaves = [t.detach().requires_grad_() if w else t for t, w in zip(tensors, wanted, strict=True)]
+        grads: Gradients = [None] * len(wanted)
+        with self._as_in_forward():
+            for index in reversed(range(len(self.layers))):
+                own = {name: place for name, place in self.places[index].items() if wanted[place]}
+                if self._holds(index, self.parameters):
+                    into = {place: self.parameters[place - 1] for place in own.values()}
+                else:
+                    into = {place: leaves[place] for place in own.values()}
+                if wanted[0]:
+                    into[0] = leaves[0]
+                set_random_state(self.random[index], self.device)
+                z, dz, found = self._call(
+                    index, "from_output", leaves, z, dz, dlogdet, list(into.values()), leaves[0],
+                    lengths=self.lengths[index],
+                )  # fmt: skip
+                for place, grad in zip(into, found, strict=True):
+                    if grad is not None:
+                        grads[place] = grad if grads[place] is None else grads[place] + grad
+        return dz, grads
+
+    def _holds(self, index: int, parameters: Sequence[Tensor | None]) -> bool:
+        now = dict(self.layers[index].named_parameters())
+        return all(now[name] is parameters[place - 1] for name, place in self.places[index].items())
+
+    def _call(self, index: int, method: str, tensors: Tensors, *args: Any, **options: Any) -> Any:
+        layer = self.layers[index]
+        # Aliases of the parameters (for second derivatives) are asked for; leaves stand in only for what is gone.
+        aliased = any(tensors[place] is not self.parameters[place - 1] for place in self.places[index].values())
+        if self._holds(index, self.parameters) and (method == "from_output" or not aliased):
+            return getattr(layer, method)(*args, **options)
+        named = {f"layer.{name}": tensors[place] for name, place in self.places[index].items()}
+        return torch.func.functional_call(_Method(layer, method), named, args, options)
+
+    @contextlib.contextmanager
+    def _as_in_forward(self) -> Iterator[None]:
+        """With the forward's autocast; the caller's random numbers are put back afterwards."""
+        state = random_state(self.device)
+        enabled, dtype = self.autocast
+        try:
+            # Without autocast's cache: weights cast in here would outlive the graph they were cast in.
+            with torch.autocast(self.device.type, dtype=dtype, enabled=enabled, cache_enabled=False):
+                yield
+        finally:
+            set_random_state(state, self.device)
+
+
+class _Method(nn.Module):
+    """Any method of a layer as a module's forward, which is all that ``functional_call`` calls."""
+
+    def __init__(self, layer: Bijection, method: str) -> None:
+        super().__init__()
+        self.layer, self.method = layer, method
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        return getattr(self.layer, self.method)(*args, **options)
