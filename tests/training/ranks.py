@@ -20,9 +20,9 @@ from nfkernels.training.distributed import launched
 STEPS = 12
 
 
-def variational() -> Glow:
+def small(**options: Any) -> Glow:
     torch.manual_seed(0)
-    return Glow((1, 4, 4), levels=1, steps=2, hidden=8, grey_levels=5, dropout=0.0, dequantization="variational")
+    return Glow((1, 4, 4), levels=1, steps=2, hidden=8, grey_levels=5, dropout=0.0, **options)
 
 
 # By name: the flow, its images, and what is different from QUICK. The validation is longer than a chunk of it.
@@ -31,7 +31,8 @@ CASES: dict[str, Any] = {
     "parts": (lambda: glow(dropout=0.0), stripes(42), {"accumulate": 2}),
     "flips": (lambda: glow(dropout=0.0), stripes(42), {"flip": True}),
     "classes": (lambda: glow(dropout=0.0, classes=2), stripes(42, labels=True), {}),
-    "variational": (variational, stripes(42), {}),
+    "variational": (lambda: small(dequantization="variational"), stripes(42), {}),
+    "reversible": (lambda: small(memory="reversible"), stripes(42), {"accumulate": 2}),
     "tabular": (tabular, torch.randn(42, 2, generator=torch.Generator().manual_seed(0)), {}),
     "clipped": (lambda: glow(dropout=0.0), stripes(42), {"clip": 0.1, "optimizer": "adamax"}),
     # Every rank drops out for itself, so nothing equals one process: but the run repeats itself, and can be resumed.
