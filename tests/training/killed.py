@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch._dynamo  # what the first step would import, here once for all forks
 from tiny import QUICK, glow, stripes
 
 from nfkernels import _atomic
