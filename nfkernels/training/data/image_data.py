@@ -21,7 +21,7 @@ class ImageData:
     Args:
         images: uint8 `[N, C, H, W]`, contiguous, on the CPU, values 0 .. grey_levels - 1.
         labels: int64 `[N]`, each an index into `classes`; or None.
-        grey_levels: how many values a channel can take: 17 for the digits, otherwise 256.
+        grey_levels: how many values a channel can take: 17 for the digits, otherwise 256 or what ``in_bits`` left.
         classes: the class names; None exactly when labels is None.
         name: what reports call the set.
         test: the set's own test part, of the same image shape and classes, where the source has one.
@@ -77,6 +77,29 @@ class ImageData:
         """The images (and labels) at int64 `[M]` indices, copied, without the test part."""
         labels = None if self.labels is None else self.labels[index]
         return dataclasses.replace(self, images=self.images[index], labels=labels, test=None)
+
+    def in_bits(self, bits: int) -> ImageData:
+        """The set, its test part included, with the upper ``bits`` (1 to 8) of its 8 kept: `2**bits` grey levels.
+
+        Raises:
+            DataError: another number of bits, or a set that does not have 256 grey levels.
+        """
+        check_bits(bits)
+        if self.grey_levels != 256:
+            raise DataError(
+                f"{self.name} has {self.grey_levels} grey levels, and only sets of 256 can be cut to {bits} bits: "
+                "leave out --bits"
+            )
+        if bits == 8:
+            return self
+        test = None if self.test is None else self.test.in_bits(bits)
+        return dataclasses.replace(self, images=self.images >> (8 - bits), grey_levels=2**bits, test=test)
+
+
+def check_bits(bits: int) -> None:
+    """``DataError`` unless ``bits`` is a whole number from 1 to 8."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
+        raise DataError(f"bits {bits!r}: expected a whole number from 1 to 8")
 
 
 def need(module: str, what: str) -> ModuleType:

