@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..nn.serialize import with_index_permutations
-from .batches import Batches
 from .checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from .data.image_data import DataError
 from .errors import TrainingError
@@ -22,10 +21,11 @@ from .evaluation import mean_loss
 from .optim import Optimizer
 from .recipe import Recipe
 from .run_folder import RunFolder
-from .samples import Samples, batch_loss, fingerprint, unit_of
+from .samples import Samples, batch_loss, unit_of
 
 if TYPE_CHECKING:
     from ..nn import Flow
+    from .data import ImageStream
 
 # A run ends after this many steps in a row without a finite loss and gradient.
 MAX_BAD_STEPS = 10
@@ -50,7 +50,12 @@ class Trainer:
     """One run of one flow. ``fit`` drives it; everything that a resumed run needs is in here."""
 
     def __init__(
-        self, flow: Flow, data: Samples, validation: Samples | None, recipe: Recipe, folder: RunFolder | None
+        self,
+        flow: Flow,
+        data: Samples | ImageStream,
+        validation: Samples | None,
+        recipe: Recipe,
+        folder: RunFolder | None,
     ) -> None:
         self.flow, self.recipe, self.folder = flow, recipe, folder
         self.device = next(flow.parameters()).device
@@ -61,13 +66,13 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.saved_at: int | None = None
         self.loss_key = "bpd" if unit_of(flow) == "bits/dim" else "nll"
-        self._identity = {"train": fingerprint(data), "validation": fingerprint(validation) if validation else None}
+        self._identity = {"train": data.fingerprint(), "validation": validation.fingerprint() if validation else None}
         self.validation = validation and Samples(
             validation.images.to(self.device),
             None if validation.labels is None else validation.labels.to(self.device),
             validation.name,
         )
-        self._batches = Batches(data, recipe.batch_size, seed=self._seed(_ORDER), device=self.device)
+        self._batches = data.batches(recipe.batch_size, seed=self._seed(_ORDER), device=self.device)
         self.batch_size = min(recipe.batch_size, len(data))
         self._noise = self._generator(_NOISE)
         self._data = data
@@ -78,12 +83,12 @@ class Trainer:
     def begin(self) -> None:
         """The start of a new run: data-dependent layers see data, and the folder is seen to be writable."""
         generator = torch.Generator().manual_seed(self._seed(_START))
-        affordable = max(self.batch_size, _START_VALUES // max(self._data.images[0].numel(), 1))
-        index = torch.randperm(len(self._data), generator=generator)[: min(_START_SAMPLES, affordable)]
-        context = None if self._data.labels is None else self._data.labels[index].to(self.device)
+        affordable = max(self.batch_size, _START_VALUES // max(math.prod(self._data.image_shape), 1))
+        samples, context = self._data.sample(min(_START_SAMPLES, affordable), generator)
+        context = None if context is None else context.to(self.device)
         self.flow.train()
         with torch.no_grad():
-            batch_loss(self.flow, self._data.images[index].to(self.device), context, self._generator(_START))
+            batch_loss(self.flow, samples.to(self.device), context, self._generator(_START))
         self._optimizer = Optimizer(self.flow, self.recipe)
         if self.folder is not None:
             self.folder.begin()
