@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -273,6 +274,15 @@ def test_a_run_goes_on_with_other_ranks(tmp_path):
     one = stream.batches(4, seed=0)
     one.load_state_dict(two[1].state_dict())
     assert run(one, 1)[0] == run(two[0], 1)[0] + run(two[1], 1)[0]
+
+
+def test_workers_end_with_the_batches(tmp_path):
+    before = len(multiprocessing.active_children())
+    batches = streamed("flat", tmp_path, workers=1).batches(5, seed=2)
+    run(batches, 1)
+    assert len(multiprocessing.active_children()) == before + 1
+    del batches
+    assert len(multiprocessing.active_children()) == before
 
 
 def test_rows_of_parquet_are_mixed_within_stretches_of_row_groups(tmp_path):

@@ -132,11 +132,14 @@ class StreamBatches:
         self._loaded = None  # the loader's iterator ends them when it goes
 
     def _loader(self) -> DataLoader:
-        workers = default_workers() if self._stream.workers is None else self._stream.workers
+        stream = self._stream.alone()
+        workers = default_workers() if stream.workers is None else stream.workers
+        at = self._epoch, self._position
+        jobs = _Jobs(stream, self._batch_size, self._drop_last, self._rank, self._world, at, self._starts)
         return DataLoader(
-            _Decoder(self._stream),
+            _Decoder(stream),
             batch_size=None,  # the sampler gives whole batches
-            sampler=_Jobs(self._jobs),
+            sampler=jobs,
             num_workers=workers,
             collate_fn=_as_it_is,
             pin_memory=self._device.type == "cuda",
@@ -144,39 +147,48 @@ class StreamBatches:
             generator=torch.Generator(),  # of seeds that nothing uses; the global one is the run's
         )
 
-    def _jobs(self) -> Iterator[tuple[Tensor, int, int]]:
-        """This rank's rows of every batch from here on, with the epoch and where in it the batch ends."""
-        epoch, position = self._epoch, self._position
+
+class _Jobs:
+    """A sampler for DataLoader: one rank's rows of every batch from a place on, with its epoch and where in it it ends.
+
+    It knows nothing of the batches that it is made for, so that they go, and their workers with them, when they are no
+    longer needed. ``starts`` is theirs, and gets the generator's state at the start of every epoch.
+    """
+
+    def __init__(
+        self,
+        stream: ImageStream,
+        size: int,
+        drop_last: bool,
+        rank: int,
+        world: int,
+        at: tuple[int, int],
+        starts: dict[int, Tensor],
+    ) -> None:
+        self._stream, self._size, self._least = stream, size, size if drop_last else 1
+        self._rank, self._world, self._at, self._starts = rank, world, at, starts
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int, int]]:
+        epoch, position = self._at
         generator = torch.Generator()
         generator.set_state(self._starts[epoch])
         order = self._stream.shuffled(generator)
-        size, least = self._batch_size, self._batch_size if self._drop_last else 1
         while True:
-            if len(order) - position < least:
+            if len(order) - position < self._least:
                 epoch, position = epoch + 1, 0
                 self._starts[epoch] = generator.get_state()
                 order = self._stream.shuffled(generator)
-            batch = order[position : position + size]
+            batch = order[position : position + self._size]
             position += len(batch)
             first, end = (len(batch) * rank // self._world for rank in (self._rank, self._rank + 1))
             yield batch[first:end].clone(), epoch, position
-
-
-class _Jobs:
-    """A sampler for DataLoader: something that can be gone through."""
-
-    def __init__(self, jobs: Any) -> None:
-        self._jobs = jobs
-
-    def __iter__(self) -> Iterator[tuple[Tensor, int, int]]:
-        return self._jobs()
 
 
 class _Decoder(Dataset):
     """In the workers: from rows to pictures. Errors are results, because DataLoader would wrap them in a traceback."""
 
     def __init__(self, stream: ImageStream) -> None:
-        self._stream = stream.alone()
+        self._stream = stream
 
     def __getitem__(self, job: tuple[Tensor, int, int]) -> tuple[Tensor | None, Tensor | None, int, int, str | None]:
         index, epoch, position = job
@@ -191,7 +203,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    # Ctrl-C reaches the whole group; the trainer decides what it means, and ends its workers. (A worker whose trainer was
-    # killed notices that by itself.) SIGTERM ends a worker, whatever handler the trainer has for itself.
+    # Ctrl-C reaches the whole group; the trainer decides what it means, and ends its workers. (A worker whose trainer
+    # was killed notices that by itself.) SIGTERM ends a worker, whatever handler the trainer has for itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
