@@ -101,9 +101,9 @@ def fit(
 
     Args:
         flow: any ``Flow``; moved to ``device``. ActNorm and the like start from 512 random samples of ``data``.
-        data: an ImageData, samples `[N, *event]`, or a pair of samples and contexts `[N, ...]`. Labels of an ImageData
-            are the context of a flow that has ``classes``.
-        validation: likewise; without it the latest averaged weights are kept and nothing stops early.
+        data: an ImageData or ImageStream, samples `[N, *event]`, or a pair of samples and contexts `[N, ...]`. Labels
+            of images are the context of a flow that has ``classes``.
+        validation: likewise, but no stream; without it the latest averaged weights are kept and nothing stops early.
         recipe: how to train; single fields can be given by name instead or on top (``steps=1000, lr=1e-3``).
         run: folder for metrics, checkpoint and model (see ``RunFolder``), which must not hold a run yet; None keeps all
             in memory.
@@ -140,7 +140,7 @@ def fit(
     recipe = resumed_recipe(folder, recipe, changes) if resume else dataclasses.replace(recipe or Recipe(), **changes)
     if next(flow.parameters(), None) is None:
         raise TypeError("the flow has no parameters to train")
-    samples = as_samples(data, flow)
+    samples = as_samples(data, flow, streams=True)
     held_out = None if validation is None else as_samples(validation, flow, "validation data")
     device = device_of(launched(), next(flow.parameters()).device if device is None else device)
     device = next(flow.to(device).parameters()).device

@@ -24,11 +24,12 @@ from .graph import CapturedCall, CapturedPasses, recorder_on
 from .optim import Optimizer
 from .recipe import Recipe
 from .run_folder import RunFolder
-from .samples import Samples, batch_loss, batch_noise, fingerprint, unit_of
+from .samples import Samples, batch_loss, batch_noise, unit_of
 from .step import LossModule, TrainStep, check_recipe
 
 if TYPE_CHECKING:
     from ..nn import Flow
+    from .data import ImageStream
 
 # A run ends after this many steps in a row without a finite loss and gradient.
 MAX_BAD_STEPS = 10
@@ -58,7 +59,7 @@ class Trainer:
     def __init__(
         self,
         flow: Flow,
-        data: Samples,
+        data: Samples | ImageStream,
         validation: Samples | None,
         recipe: Recipe,
         folder: RunFolder | None,
@@ -78,14 +79,13 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.saved_at: int | None = None
         self.loss_key = "bpd" if unit_of(flow) == "bits/dim" else "nll"
-        self._identity = {"train": fingerprint(data), "validation": fingerprint(validation) if validation else None}
+        self._identity = {"train": data.fingerprint(), "validation": validation.fingerprint() if validation else None}
         self.validation = validation and Samples(
             validation.images.to(self.device),
             None if validation.labels is None else validation.labels.to(self.device),
             validation.name,
         )
-        self._batches = Batches(
-            data,
+        self._batches = data.batches(
             recipe.batch_size,
             seed=self._seed(_ORDER),
             device=self.device,
@@ -107,17 +107,16 @@ class Trainer:
     def begin(self) -> None:
         """The start of a new run: data-dependent layers see data, and the folder is seen to be writable."""
         generator = torch.Generator().manual_seed(self._seed(_START))
-        affordable = max(self.batch_size, _START_VALUES // max(self._data.images[0].numel(), 1))
-        index = torch.randperm(len(self._data), generator=generator)[: min(_START_SAMPLES, affordable)]
+        affordable = max(self.batch_size, _START_VALUES // max(math.prod(self._data.image_shape), 1))
+        samples, context = self._data.sample(min(_START_SAMPLES, affordable), generator)
         # Each rank takes its share of them; the layers put the statistics together.
-        share, of = self.ranks.share(len(index)), len(index)
-        index = index[share]
-        context = None if self._data.labels is None else self._data.labels[index].to(self.device)
-        images = self._data.images[index].to(self.device)
-        noise = batch_noise(self.flow, images, self._generator(_START), (share.start, of))
+        share, of = self.ranks.share(len(samples)), len(samples)
+        samples = samples[share].to(self.device)
+        context = None if context is None else context[share].to(self.device)
+        noise = batch_noise(self.flow, samples, self._generator(_START), (share.start, of))
         self.flow.train()
         with torch.no_grad():
-            batch_loss(self.flow, images, context, noise)
+            batch_loss(self.flow, samples, context, noise)
         self._prepare()
         if self.folder is not None:
             with self.ranks.together():
