@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import secrets
 import stat
@@ -32,7 +33,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         try:
             yield temporary
             os.chmod(temporary, mode)
-            _flush(temporary, os.O_RDWR)
+            flush(temporary)
             os.replace(temporary, path)
         except OSError as error:
             if error.filename is not None and Path(error.filename) != temporary:
@@ -42,15 +43,33 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    if os.name == "posix":  # the rename itself, too, is on the disk only when its folder is
-        with contextlib.suppress(OSError):
-            _flush(path.parent, os.O_RDONLY)
+    flush_folder(path.parent)  # the rename itself, too, is on the disk only when its folder is
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """``path`` holds exactly ``text`` (UTF-8), or on an error what it held before."""
     with atomic_write(path) as temporary:
         temporary.write_bytes(text.encode())
+
+
+def remove_unfinished(path: str | os.PathLike[str]) -> None:
+    """Removes what processes that were killed left of new versions of ``path``. Nobody else may be writing it."""
+    path = Path(path)
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def flush(path: Path) -> None:
+    """Returns when the file's content is on the disk."""
+    _flush(path, os.O_RDWR)
+
+
+def flush_folder(path: Path) -> None:
+    """Returns when the names in a folder are on the disk, where the system has a way to say so."""
+    if os.name == "posix":
+        with contextlib.suppress(OSError):
+            _flush(path, os.O_RDONLY)
 
 
 def _flush(path: Path, flags: int) -> None:

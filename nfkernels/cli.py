@@ -1,4 +1,4 @@
-"""The ``nfkernels`` command: train | sample | evaluate | info.
+"""The ``nfkernels`` command: train | sample | interpolate | evaluate | info.
 
 Nothing here imports torch before a command runs, so that ``--help`` answers at once. A user's mistake is one sentence
 and exit status 1 (2 where the command line itself is wrong); only a defect of this program shows a traceback.
@@ -11,17 +11,16 @@ import contextlib
 import errno
 import importlib
 import json
-import math
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .training.recipe import SCHEDULES, GlowShape, Recipe, most_threads
-
-_LARGEST_SIDE = 16384  # pixels that --size takes
+from .training.config_file import read_config
+from .training.options import TRAIN, as_text, device, merged, number, several, whole
+from .training.options import name as named
+from .training.recipe import PRECISIONS, most_threads
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,12 +36,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = _show_warning
         return options.run_command(options)
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
+        if _is_main():
+            print("\nstopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `nfkernels info | head -3`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if not _tells(error):
+            return 1
         sentence = _sentence(error, options.command)
         if sentence is None:
             raise
@@ -55,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 _LONGEST = 600  # characters of a sentence
 _LESS = {
-    "train": "try a smaller --batch-size, --width, --depth or --size, or fewer images",
+    "train": "try --memory reversible, --accumulate, a smaller --batch-size, --width or --size, or fewer images",
     "sample": "try a smaller --count",
+    "interpolate": "try fewer --pairs or --steps",
     "evaluate": "try fewer images (--data)",
 }
 
@@ -80,6 +83,20 @@ def _sentence(error: Exception, command: str) -> str | None:
     return None
 
 
+def _is_main() -> bool:
+    """Whether this is the only process of a command, or the one of torchrun's that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _tells(error: Exception | None = None) -> bool:
+    """Whether this process tells of a mistake: of several the first that meets it, so that it is told once."""
+    if "RANK" not in os.environ:
+        return True
+    from .training.distributed import FailedElsewhereError, speaks_first
+
+    return not isinstance(error, FailedElsewhereError) and speaks_first()
+
+
 def _one_line(text: str) -> str:
     """Some errors that a sentence quotes, such as torch's of a state that does not fit, go on for pages."""
     line = " ".join(part.strip() for part in text.splitlines() if part.strip())
@@ -87,6 +104,8 @@ def _one_line(text: str) -> str:
 
 
 def _show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+    if not _is_main():
+        return
     with contextlib.suppress(BrokenPipeError):
         print(f"warning: {message}", file=sys.stderr)
 
@@ -128,7 +147,11 @@ def _facts() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             return None
 
-    packages = ("triton", "safetensors", "numpy", "scikit-learn", "matplotlib", "pillow", "tqdm")
+    needed, optional = (
+        ("safetensors", "numpy"),
+        ("scikit-learn", "matplotlib", "pillow", "tqdm", "pyyaml", "tensorboard"),
+    )
+    packages = ("triton", *needed, *optional)
     versions = {"nfkernels": __version__, "python": platform.python_version(), "torch": torch.__version__}
     versions |= {package: version(package) for package in packages}
     here = devices_here()
@@ -159,7 +182,7 @@ def _facts() -> dict[str, Any]:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         """One line rather than the whole usage and a line."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n" if _tells() else None)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -176,42 +199,73 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run_command=run, parser=sub)
         return sub
 
-    sub = command("train", _later("train"), "Train a Glow; writes a run folder with model, metrics and pictures.")
+    sub = command("train", _train, "Train a Glow; writes a run folder with model, metrics and pictures.")
     sub.epilog = (
         "The defaults suit the digits: few images, so much weight decay and dropout. For tens of thousands of images "
-        "try --steps 20000 --lr 0.001 --weight-decay 0 --dropout 0."
+        "try --steps 20000 --lr 0.001 --weight-decay 0 --dropout 0, or a --preset."
     )
     _train_options(sub)
-    _machine_options(sub)
 
     sub = command("sample", _later("sample"), "Draw images from a trained flow into one PNG.")
-    sub.add_argument("run", type=_name, metavar="RUN", help="folder of a run, or a model.safetensors file")
-    sub.add_argument("--count", type=_whole(1), default=64, metavar="N", help="images (default 64)")
+    _run_argument(sub)
     sub.add_argument(
+        "--count", type=_typed(whole(1)), metavar="N", help="images (default 64; of --temperatures, 8 for each)"
+    )
+    heat = sub.add_mutually_exclusive_group()
+    heat.add_argument(
         "--temperature",
-        type=_number(0, 1000),
+        type=_typed(_TEMPERATURE),
         default=1.0,
         metavar="T",
         help="scales the latent's standard deviation; below 1 gives cleaner, less varied images (default 1)",
     )
-    sub.add_argument(
-        "--class", dest="label", type=_name, metavar="K", help="name or number of a class (default: all in turn)"
+    heat.add_argument(
+        "--temperatures",
+        type=_typed(several(_TEMPERATURE)),
+        metavar="T,T...",
+        help="a row of images for each, all from the same noise, such as 0.5,0.7,0.9,1.0",
     )
-    sub.add_argument("--out", type=_name, metavar="FILE", help="PNG to write (default: samples.png in the run folder)")
-    sub.add_argument("--npz", type=_name, metavar="FILE", help="also write the images as uint8 [N, H, W, C]")
-    sub.add_argument("--seed", type=_whole(0), default=0, metavar="N", help="of the draws (default 0)")
+    sub.add_argument(
+        "--class",
+        dest="label",
+        type=_typed(named),
+        metavar="K",
+        help="name or number of a class (default: all in turn)",
+    )
+    _picture_options(sub, "samples.png")
+    sub.add_argument("--seed", type=_typed(whole(0)), default=0, metavar="N", help="of the draws (default 0)")
     _machine_options(sub)
 
-    sub = command("evaluate", _later("evaluate"), "Bits per dimension with standard error; largest round-trip error.")
-    sub.add_argument("run", type=_name, metavar="RUN", help="folder of a run, or a model.safetensors file")
+    sub = command("interpolate", _later("interpolate"), "Images between two images, through the latents, into one PNG.")
+    _run_argument(sub)
+    _data_option(sub)
+    sub.add_argument("--pairs", type=_typed(whole(1)), default=4, metavar="N", help="rows (default 4)")
     sub.add_argument(
-        "--data",
-        type=_name,
-        metavar="digits|PATH",
-        help="other images, brought to the flow's size (default: the run's test part)",
+        "--steps",
+        type=_typed(whole(2)),
+        default=9,
+        metavar="M",
+        help="images of a row; the first and the last are the two, through the flow and back (default 9)",
     )
-    sub.add_argument("--draws", type=_whole(1), default=20, metavar="N", help="dequantisation draws (default 20)")
-    sub.add_argument("--seed", type=_whole(0), default=0, metavar="N", help="of the draws (default 0)")
+    _picture_options(sub, "interpolation.png")
+    sub.add_argument(
+        "--seed", type=_typed(whole(0)), default=0, metavar="N", help="of the choice of images (default 0)"
+    )
+    _machine_options(sub)
+
+    sub = command("evaluate", _later("evaluate"), "Bits per dimension with standard error; errors of a round trip.")
+    _run_argument(sub)
+    _data_option(sub)
+    sub.add_argument(
+        "--draws", type=_typed(whole(1)), default=20, metavar="N", help="dequantisation draws (default 20)"
+    )
+    sub.add_argument(
+        "--importance-samples",
+        type=_typed(whole(1)),
+        metavar="K",
+        help="also the tighter bound from the mean density of K draws per image",
+    )
+    sub.add_argument("--seed", type=_typed(whole(0)), default=0, metavar="N", help="of the draws (default 0)")
     sub.add_argument("--json", action="store_true", help="print JSON")
     _machine_options(sub)
 
@@ -220,131 +274,99 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _later(name: str) -> Callable[[argparse.Namespace], int]:
-    """A command of ``training/commands.py``, imported (with torch) when it is run."""
-    return lambda options: getattr(importlib.import_module(f"{__package__}.training.commands"), name)(options)
+def _later(command: str, module: str = "finished") -> Callable[[argparse.Namespace], int]:
+    """A command of ``training/<module>.py``, imported (with torch) when it is run."""
+    return lambda options: getattr(importlib.import_module(f"{__package__}.training.{module}"), command)(options)
+
+
+def _train(options: argparse.Namespace) -> int:
+    """Brings together what command line, file and preset ask for; then trains, or prints it."""
+    given = {option: value for option, value in vars(options).items() if option in TRAIN}
+    asked = merged(given, {} if options.config is None else read_config(options.config, TRAIN))
+    if options.print_config is not None:
+        if _is_main():
+            print(as_text(asked, options.print_config))
+        return 0
+    return _later("train", "commands")(argparse.Namespace(**{option: asked.get(option) for option in TRAIN}))
+
+
+_TEMPERATURE = number(0, 1000)
+
+
+def _run_argument(sub: Any) -> None:
+    sub.add_argument("run", type=_typed(named), metavar="RUN", help="folder of a run, or a model.safetensors file")
+
+
+def _data_option(sub: Any) -> None:
+    sub.add_argument(
+        "--data",
+        type=_typed(named),
+        metavar="digits|PATH",
+        help="other images, brought to the flow's size (default: the run's test part)",
+    )
+
+
+def _picture_options(sub: Any, file: str) -> None:
+    sub.add_argument(
+        "--out", type=_typed(named), metavar="FILE", help=f"PNG to write (default: {file} in the run folder)"
+    )
+    sub.add_argument("--npz", type=_typed(named), metavar="FILE", help="also write the images as uint8 [N, H, W, C]")
 
 
 def _train_options(sub: Any) -> None:
-    recipe, shape = Recipe(), GlowShape()
-    where = sub.add_argument_group("data and folders")
+    """From the table, without defaults: what nobody gives may still come from a file or a preset."""
+    groups: dict[str, Any] = {}
+    for option in TRAIN.values():
+        group = groups.get(option.group) or groups.setdefault(option.group, sub.add_argument_group(option.group))
+        how: dict[str, Any] = {"help": option.help.replace("%", "%%"), "default": argparse.SUPPRESS}
+        if option.is_switch:
+            how["action"] = argparse.BooleanOptionalAction
+        elif option.choices is not None:
+            how |= {"choices": option.choices, "type": type(option.choices[0])}
+        else:
+            how |= {"type": _typed(option.kind), "metavar": option.metavar}
+        group.add_argument(option.flag, **how)
+    groups["training"].add_argument(
+        "-q", "--quiet", dest="progress", action="store_const", const="none", default=argparse.SUPPRESS,
+        help="as --progress none",
+    )  # fmt: skip
+    where = sub.add_argument_group("files of options")
     where.add_argument(
-        "--data",
-        type=_name,
-        metavar="digits|PATH",
-        help="the digits (default); a folder of images, flat or one sub-folder per class; a folder of idx files "
-        "(MNIST) or of CIFAR's python batches; an .npz or .npy file of uint8 images",
+        "--config",
+        type=_typed(named),
+        metavar="FILE",
+        help="YAML or JSON of options; the command line has the last word",
     )
-    where.add_argument("--size", type=_size, metavar="N|HxW", help="resize and crop the images to this size")
-    where.add_argument("--channels", type=int, choices=(1, 3), help="1 makes colour images grey, 3 grey ones RGB")
-    where.add_argument("--out", type=_name, metavar="DIR", help="run folder (default: the next free runs/<data>-<n>)")
     where.add_argument(
-        "--resume", type=_name, metavar="RUN", help="go on with the run in this folder, exactly where it stopped"
-    )
-
-    model = sub.add_argument_group("model")
-    model.add_argument("--levels", type=_whole(1), metavar="N", help="levels (default: by image size, 3 at most)")
-    depth = shape.depth if isinstance(shape.depth, int) else ",".join(map(str, shape.depth))
-    model.add_argument(
-        "--depth", type=_depth, metavar="N[,N...]", help=f"Glow steps of every level, or of each (default {depth})"
-    )
-    model.add_argument("--width", type=_whole(1), metavar="N", help=f"of the networks (default {shape.width})")
-    model.add_argument("--dropout", type=_number(0, 1), metavar="P", help=f"default {shape.dropout:g}")
-    model.add_argument("--classes", action="store_true", help="condition on the class of each image")
-
-    how = sub.add_argument_group("training")
-
-    def option(name: str, kind: Callable[[str], Any], text: str, metavar: str | None = "N", **rest: Any) -> None:
-        default = getattr(recipe, name)
-        text = f"{text} (default {default if isinstance(default, str) else f'{default:g}'})"
-        how.add_argument("--" + name.replace("_", "-"), type=kind, metavar=metavar, help=text, **rest)
-
-    option("steps", _whole(1), "optimiser steps in all; on --resume, more stretch the schedule to the new end")
-    option("batch_size", _whole(1), "images per step")
-    option("lr", _number(0, above=True), "largest learning rate", "X")
-    option("schedule", str, "of the learning rate", None, choices=SCHEDULES)
-    option("warmup", _whole(0), "steps over which the learning rate rises")
-    option("weight_decay", _number(0), "of the networks' convolutions", "X")
-    option("clip", _number(0), "largest gradient norm, 0 for any", "X")
-    option("ema", _number(0, 1), "averaging of the weights, 0 for none", "X")
-    option("validate_every", _whole(1), "steps between validations")
-    option("patience", _whole(1), "validations without a new best that end the run")
-    option("log_every", _whole(1), "steps per line of metrics.jsonl")
-    option("seed", _whole(0), "of weights, data order, noise and dropout")
-    progress = how.add_mutually_exclusive_group()
-    progress.add_argument(
-        "--progress",
-        choices=("auto", "bar", "lines", "none"),
-        default="auto",
-        help="how to show it (default auto: a bar on a terminal, lines elsewhere)",
-    )
-    progress.add_argument(
-        "-q", "--quiet", dest="progress", action="store_const", const="none", help="as --progress none"
+        "--print-config",
+        nargs="?",
+        const="yaml",
+        choices=("yaml", "json"),
+        help="print all options with their values, as such a file, and train nothing",
     )
 
 
 def _machine_options(sub: Any) -> None:
     where = sub.add_argument_group("machine")
-    where.add_argument("--device", type=_device_name, metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda if here)")
     where.add_argument(
-        "--threads", type=_whole(1, most_threads()), metavar="N", help="CPU threads (default: PyTorch's own choice)"
+        "--device", type=_typed(device), metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda if here)"
     )
+    where.add_argument(
+        "--threads",
+        type=_typed(whole(1, most_threads())),
+        metavar="N",
+        help="CPU threads (default: PyTorch's own choice)",
+    )
+    where.add_argument("--precision", choices=PRECISIONS, help="of the networks (default: as the run was trained)")
 
 
-# --- types of options: their messages follow "argument --steps: " ---------------------------------------------------
+def _typed(kind: Callable[[Any], Any]) -> Callable[[str], Any]:
+    """A kind of value for argparse, whose messages follow "argument --steps: "."""
 
-
-def _name(text: str) -> str:
-    """Of a file, folder or class. An empty one is mostly a shell variable that is not set: never a default."""
-    if not text:
-        raise argparse.ArgumentTypeError("'': expected a name; leave the option away for its default")
-    return text
-
-
-def _whole(least: int, most: int = 2**32 - 1) -> Callable[[str], int]:
-    def parse(text: str) -> int:
+    def parse(text: str) -> Any:
         try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least {least} and at most {most}")
-        return value
+            return kind(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 
     return parse
-
-
-def _number(least: float, below: float = math.inf, *, above: bool = False) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not least <= value < below or (above and value == least):
-            bounds = f"above {least:g}" if above else f"of at least {least:g}"
-            upper = "" if below == math.inf else f" and below {below:g}"
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a number {bounds}{upper}")
-        return value
-
-    return parse
-
-
-def _depth(text: str) -> int | tuple[int, ...]:
-    counts = tuple(_whole(1)(part) for part in text.split(","))
-    return counts[0] if len(counts) == 1 else counts
-
-
-def _size(text: str) -> list[int]:
-    match = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text.lower())
-    size = [int(match[1]), int(match[2] or match[1])] if match else [0]
-    if not all(1 <= side <= _LARGEST_SIDE for side in size):
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected a size such as 32, or height x width such as 28x32, {_LARGEST_SIDE} at most"
-        )
-    return size
-
-
-def _device_name(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,2})?", text):  # torch numbers no more than 128 devices
-        raise argparse.ArgumentTypeError(f"{text!r}: expected auto, cpu, cuda, cuda:<0 to 99> or mps")
-    return text

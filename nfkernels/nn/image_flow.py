@@ -60,16 +60,24 @@ class ImageFlow(Flow):
         self.grey_levels = grey_levels
         self.dequantizer = dequantizer
 
-    def forward(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None):
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ):
         """``(z, logdet)`` of images (dequantised at random) or of x in ``[0, 1)``; logdet is with respect to x.
 
         From the logdet of images ``log q(u | image)`` is taken off (0 where u is uniform): with it
-        ``base.log_prob(z) + logdet - D log(grey_levels)`` is the bound on ``log P(image)`` at this u.
+        ``base.log_prob(z) + logdet - D log(grey_levels)`` is the bound on ``log P(image)`` at this u. ``noise``: of
+        :meth:`noise`, where it is not to be drawn here.
         """
         self._check_shape(x)
         if x.is_floating_point():
             return super().forward(x, context)
-        x, log_q = self._dequantized(x, self._noise(x, generator))
+        x, log_q = self._dequantized(x, self.noise(x, generator=generator) if noise is None else noise)
         z, logdet = super().forward(x, context)
         return z, logdet if log_q is None else logdet - log_q
 
@@ -80,13 +88,13 @@ class ImageFlow(Flow):
         Philox's (:func:`nfkernels.dequantize`), under a key drawn from ``generator``, or from torch's own. Raises
         ``ValueError`` for other types, and for values that are no grey levels (on the CPU only).
         """
-        return self._dequantized(images, self._noise(images, generator))[0]
+        return self._dequantized(images, self.noise(images, generator=generator))[0]
 
     def dequantize_and_log_prob(
         self, images: Tensor, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """As :meth:`dequantize`, with ``log q(u | image) [B]`` in nats, the density of u (0 where it is uniform)."""
-        x, log_q = self._dequantized(images, self._noise(images, generator))
+        x, log_q = self._dequantized(images, self.noise(images, generator=generator))
         return x, zero_logdet(x) if log_q is None else log_q
 
     def quantize(self, x: Tensor) -> Tensor:
@@ -136,12 +144,19 @@ class ImageFlow(Flow):
         assert total is not None
         return total / draws
 
-    def nll(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
+    def nll(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
         """The training loss in bits per dimension, a scalar: uint8 images are dequantised once, x in [0, 1) is not.
 
-        Of images it is the bound of :meth:`bits_per_dim`, and trains the dequantizer too.
+        Of images it is the bound of :meth:`bits_per_dim`, and trains the dequantizer too. ``noise``: of :meth:`noise`.
         """
-        z, logdet = self(x, context, generator=generator)
+        z, logdet = self(x, context, generator=generator, noise=noise)
         return self._bits(self.base.log_prob(z) + logdet).mean()
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, batch_size: int | None = None) -> Tensor:
@@ -179,15 +194,30 @@ class ImageFlow(Flow):
         """Sets what starts from data (ActNorm) from this batch, now; of images also in the dequantizer."""
         self._check_shape(x)
         if not x.is_floating_point():
-            noise = self._noise(x, None)
+            noise = self.noise(x)
             if self.dequantizer is not None:
                 self.dequantizer.initialize(noise, self._centred(x, noise.dtype))
             x = self._dequantized(x, noise)[0]
         super().initialize(x, context)
 
-    def _noise(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        """All that is random in one dequantisation: uniform noise, or, where no more is needed, x itself."""
+    def noise(
+        self, images: Tensor, *, generator: torch.Generator | None = None, rows: tuple[int, int] | None = None
+    ) -> Tensor:
+        """All that is random in one dequantisation of uint8 images ``[B, C, H, W]``, for ``nll(images, noise=...)``.
+
+        With ``rows = (first, of)`` the images are the rows from ``first`` on of a batch of ``of``, and get the noise
+        that they would get in it: a batch that is shared out or gone through in parts is one batch. Floating point
+        ``[B, C, H, W]``: uniform noise, or, where no more is needed, x itself. Raises ``ValueError`` as
+        :meth:`dequantize`, and for rows that are not there.
+        """
         self._check_levels(images)
+        if rows is not None and rows != (0, len(images)):
+            first, of = rows
+            if not 0 <= first <= of - len(images):
+                raise ValueError(f"{len(images)} images are not rows {first} to {first + len(images)} of {of}")
+            # Noise counts a tensor's elements from its first: the rows before are drawn too, which is cheap.
+            whole = torch.cat([images.new_zeros(first, *images.shape[1:]), images])
+            return self.noise(whole, generator=generator)[first:]
         # Seed and offset both drawn, on the device: nothing waits for it, and one state of the generator is one noise.
         key = torch.randint(-(2**63), 2**63 - 1, (2,), generator=generator, device=images.device)
         if self.dequantizer is None:
@@ -222,7 +252,7 @@ class ImageFlow(Flow):
             log_p = self._log_prob(x, context)
             return log_p if log_q is None else log_p - log_q
 
-        noise = [self._noise(images, generator) for _ in range(count)]
+        noise = [self.noise(images, generator=generator) for _ in range(count)]
         if count == 1:
             return _chunked(weigh, batch_size, images, noise[0], context)[None]
         if context is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .batches import Batches
-    from .data import DataError, ImageData, load_images, split
+    from .data import DataError, ImageData, ImageStream, load_images, split
     from .errors import TrainingError
     from .evaluation import Evaluation, evaluate, independent_pixel_bits, round_trip_error, uniform_bits
     from .loop import FitResult, Progress, fit
@@ -25,6 +25,7 @@ _HOMES = {
     "FitResult": "loop",
     "GlowShape": "recipe",
     "ImageData": "data",
+    "ImageStream": "data",
     "Progress": "loop",
     "Recipe": "recipe",
     "RunFolder": "run_folder",
@@ -46,6 +47,7 @@ __all__ = [
     "FitResult",
     "GlowShape",
     "ImageData",
+    "ImageStream",
     "Progress",
     "Recipe",
     "RunFolder",

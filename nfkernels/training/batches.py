@@ -20,15 +20,20 @@ class Batches:
     and is dropped, other images each time; without, it comes as a smaller batch. A batch_size above the number of
     images gives the whole set as every batch.
 
+    Among several ranks each batch is shared out: rank r gets the rows ``r B / world`` to ``(r + 1) B / world`` of the
+    batch of B images that a single process would get. Every rank draws the same permutations, and so all have the same
+    state, which any number of ranks can take up.
+
     Args:
         data: `[N]` images, N at least 1.
-        batch_size: images per batch.
-        seed: of the generator.
+        batch_size: images per batch, over all ranks.
+        seed: of the generator, the same on every rank.
         device: where the images live and the batches appear.
         drop_last: see above.
+        rank, world: which of how many processes this is.
 
     Raises:
-        DataError: no images, or a batch size below 1.
+        DataError: no images, fewer than ranks, a batch size below 1, or one that the ranks cannot share evenly.
     """
 
     def __init__(
@@ -39,27 +44,44 @@ class Batches:
         seed: int,
         device: torch.device | str = "cpu",
         drop_last: bool = True,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         if batch_size < 1:
             raise DataError(f"batch size {batch_size}: expected at least 1")
+        if batch_size % world:
+            near = -(-batch_size // world) * world
+            raise DataError(f"batch size {batch_size}: {world} processes cannot share it evenly, try {near}")
         if not len(data):
             raise DataError(f"{data.name}: there are no images to make batches of")
+        if len(data) < world:
+            raise DataError(f"{data.name}: {len(data)} images are too few for {world} processes")
         self._images = data.images.to(device)
         self._labels = None if data.labels is None else data.labels.to(device)
-        self._batch_size = min(batch_size, len(data))
+        # Of a set smaller than a batch some images are left out, others each time, where ranks could not share it.
+        self._batch_size = min(batch_size, len(data) // world * world)
+        self._rank, self._world = rank, world
         self._drop_last = drop_last
         self._generator = torch.Generator().manual_seed(seed)
         self._epoch = 0
         self._start_epoch()
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The next batch: uint8 `[B, C, H, W]` and its labels, int64 `[B]` or None, on the device."""
+        """The next batch, this rank's share: uint8 `[B, C, H, W]`, its labels int64 `[B]` or None, on the device."""
+        return self.gather(self.next_index())
+
+    def next_index(self) -> torch.Tensor:
+        """Which images this rank's share of the next batch is made of, int64 `[B]` on the device: for ``gather``."""
         left = len(self._images) - self._position
         if left < (self._batch_size if self._drop_last else 1):
             self._epoch += 1
             self._start_epoch()
         index = self._order[self._position : self._position + self._batch_size]
         self._position += len(index)
+        return index[self._rank * len(index) // self._world : (self._rank + 1) * len(index) // self._world]
+
+    def gather(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The images and labels of an index; work of the device alone, so that it can be captured in a graph."""
         images = self._images.index_select(0, index)
         return images, None if self._labels is None else self._labels.index_select(0, index)
 

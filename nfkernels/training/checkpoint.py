@@ -14,11 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .._atomic import atomic_write
+from .distributed import Ranks
 from .errors import TrainingError
 from .run_folder import is_whole
 
-# Raised whenever the layout below changes; a checkpoint of another version is refused.
-VERSION = 1
+# Raised whenever the layout changes: ``_UPGRADES`` makes an older one's content the next version's, a newer one is
+# refused. Version 2: among several ranks, each one's state of random numbers ("random/cpu.1"); "ranks" in the facts.
+VERSION = 2
 _KEY = "nfkernels_checkpoint"
 
 
@@ -50,9 +52,9 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The groups of tensors (on the CPU) and the facts that ``save_checkpoint`` wrote.
+    """The groups of tensors (on the CPU) and the facts that ``save_checkpoint`` wrote, or an older version did.
 
-    Raises ``TrainingError`` where the file is missing, damaged, of another program or of another version.
+    Raises ``TrainingError`` where the file is missing, damaged, of another program or of a newer version.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -80,18 +82,25 @@ def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise TrainingError(f"{path} is damaged or not a safetensors file ({error})") from error
 
 
-def rng_state(device: torch.device) -> dict[str, Tensor]:
-    """The states of torch's global generators that training on ``device`` draws from."""
-    state = {"cpu": torch.get_rng_state()}
+def rng_state(device: torch.device, ranks: Ranks) -> dict[str, Tensor]:
+    """The states of torch's global generators that training on ``device`` draws from, of all ranks, on each."""
+    own = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
-        state["device"] = torch.cuda.get_rng_state(device)
-    return state
+        own["device"] = torch.cuda.get_rng_state(device)
+    return {_of_rank(name, rank): state for name, part in own.items() for rank, state in enumerate(ranks.gather(part))}
 
 
-def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "device" in state:
-        torch.cuda.set_rng_state(state["device"], device)
+def set_rng_state(state: dict[str, Tensor], device: torch.device, ranks: Ranks) -> None:
+    """This rank's share of an ``rng_state``. One that had no part in it keeps the state that it has."""
+    cpu, own = _of_rank("cpu", ranks.rank), _of_rank("device", ranks.rank)
+    if cpu in state or ranks.is_main:
+        torch.set_rng_state(state[cpu])
+    if device.type == "cuda" and own in state:
+        torch.cuda.set_rng_state(state[own], device)
+
+
+def _of_rank(name: str, rank: int) -> str:
+    return f"{name}.{rank}" if rank else name
 
 
 def _facts(path: str | os.PathLike[str], metadata: dict[str, str] | None) -> dict[str, Any]:
@@ -100,14 +109,18 @@ def _facts(path: str | os.PathLike[str], metadata: dict[str, str] | None) -> dic
         raise TrainingError(f"{path} is a safetensors file but not a checkpoint of nfkernels training")
     try:
         facts = json.loads(text)
-        version = facts["version"]
+        version = facts.pop("version")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise TrainingError(f"{path} is damaged: its description cannot be read ({error})") from error
-    if version != VERSION:
+    if not is_whole(version, 1):
+        raise TrainingError(f"{path} is damaged: its description has no usable 'version'")
+    if version > VERSION:
         raise TrainingError(
-            f"{path} has checkpoint version {version}, this nfkernels reads version {VERSION}: resume with the version "
-            "that wrote it"
+            f"{path} is of a newer nfkernels (checkpoint version {version}, this one reads up to {VERSION}): update "
+            "nfkernels to resume it"
         )
+    for older in range(version, VERSION):
+        _UPGRADES[older](facts)
     wrong = next((name for name, fits in _FACTS.items() if not fits(facts.get(name))), None)
     if wrong:
         raise TrainingError(f"{path} is damaged: its description has no usable {wrong!r}")
@@ -131,6 +144,13 @@ def _is_order(value: Any) -> bool:
     )
 
 
+def _one_rank(facts: dict[str, Any]) -> None:
+    facts.setdefault("ranks", 1)
+
+
+# By version: what the facts lack to be those of the next one, added in place. What a recipe lacks gets its default.
+_UPGRADES = {1: _one_rank}
+
 # What a checkpoint's description holds, and whether a value can be that; tensors are compared with the flow's own.
 _FACTS = {
     "step": is_whole,
@@ -140,4 +160,5 @@ _FACTS = {
     "data": lambda value: isinstance(value, dict),
     "metrics_size": is_whole,
     "config": lambda value: isinstance(value, dict),
+    "ranks": lambda value: is_whole(value, 1),
 }

@@ -19,9 +19,11 @@ class Interrupt:
 
     A second one does at once what it did before: Ctrl-C raises ``KeyboardInterrupt``, SIGTERM ends the process. Signals
     reach the main thread only: elsewhere, or with ``active=False``, nothing is installed and nothing is ever noted.
+    ``tell=False`` keeps silent about the first one: of several processes that all get it, one tells.
     """
 
-    def __init__(self, *, active: bool = True) -> None:
+    def __init__(self, *, active: bool = True, tell: bool = True) -> None:
+        self._tell = tell
         self.requested: int | None = None
         self._requested_at = 0.0
         self._active = active and threading.current_thread() is threading.main_thread()
@@ -40,8 +42,9 @@ class Interrupt:
         if self.requested is None:
             self.requested, self._requested_at = number, time.monotonic()
             # Straight to the descriptor: the signal may have come while Python was printing.
-            with contextlib.suppress(OSError):
-                os.write(2, b"\nstopping after this step; again to quit at once\n")
+            if self._tell:
+                with contextlib.suppress(OSError):
+                    os.write(2, b"\nstopping after this step; again to quit at once\n")
         elif time.monotonic() - self._requested_at > _ECHO_SECONDS:
             self._restore()
             os.kill(os.getpid(), number)

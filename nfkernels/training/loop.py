@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from .checkpoint import read_facts
+from .distributed import device_of, launched, started
 from .errors import TrainingError
 from .interrupt import Interrupt
 from .progress import Reporter, reporter
@@ -85,9 +86,10 @@ def fit(
     callback: Callable[[Progress], Any] | None = None,
     signals: bool = False,
     config: dict[str, Any] | None = None,
+    cuda_graph: bool = True,
     **changes: Any,
 ) -> FitResult:
-    """Trains ``flow`` by maximum likelihood with AdamW, and leaves the best averaged weights in it.
+    """Trains ``flow`` by maximum likelihood, and leaves the best averaged weights in it.
 
     An image flow is trained on uint8 images in bits per dimension, each step with fresh dequantisation noise; any other
     flow on float samples in nats. Equal arguments on equal machines (thread count included) give equal runs, bit for
@@ -99,9 +101,9 @@ def fit(
 
     Args:
         flow: any ``Flow``; moved to ``device``. ActNorm and the like start from 512 random samples of ``data``.
-        data: an ImageData, samples `[N, *event]`, or a pair of samples and contexts `[N, ...]`. Labels of an ImageData
-            are the context of a flow that has ``classes``.
-        validation: likewise; without it the latest averaged weights are kept and nothing stops early.
+        data: an ImageData or ImageStream, samples `[N, *event]`, or a pair of samples and contexts `[N, ...]`. Labels
+            of images are the context of a flow that has ``classes``.
+        validation: likewise, but no stream; without it the latest averaged weights are kept and nothing stops early.
         recipe: how to train; single fields can be given by name instead or on top (``steps=1000, lr=1e-3``).
         run: folder for metrics, checkpoint and model (see ``RunFolder``), which must not hold a run yet; None keeps all
             in memory.
@@ -113,7 +115,15 @@ def fit(
         signals: treat the first Ctrl-C or SIGTERM as a wish to save and stop (in the main thread); a second one ends
             the program at once.
         config: anything JSON-able, kept in ``config.json`` and the checkpoint beside the recipe.
+        cuda_graph: on a CUDA device, capture the whole training step in a graph and replay it (and the flow's passes
+            in validation): the same numbers without the time that launches take. Where that is impossible a warning
+            says why, and training goes on without. Not for a flow whose forward depends on Python values that change
+            from step to step: only tensors are read anew.
         **changes: fields of ``Recipe``.
+
+    Under torchrun all processes call this alike and train one flow together (see ``distributed``): ``batch_size`` is
+    that of all of them, which each takes its share of, and all end with the same weights and the same result. Rank 0
+    reports and writes. A callback is called on every rank; a true answer on any stops all.
 
     Raises:
         TrainingError: ten steps in a row without a finite loss; a checkpoint that is damaged or does not fit; a folder
@@ -130,28 +140,28 @@ def fit(
     recipe = resumed_recipe(folder, recipe, changes) if resume else dataclasses.replace(recipe or Recipe(), **changes)
     if next(flow.parameters(), None) is None:
         raise TypeError("the flow has no parameters to train")
-    samples = as_samples(data, flow)
+    samples = as_samples(data, flow, streams=True)
     held_out = None if validation is None else as_samples(validation, flow, "validation data")
-    if device is not None:
-        flow.to(device)
-    device = next(flow.parameters()).device
+    device = device_of(launched(), next(flow.parameters()).device if device is None else device)
+    device = next(flow.to(device).parameters()).device
 
-    with _own_randomness(device), Interrupt(active=signals) as interrupt:
-        trainer = Trainer(flow, samples, held_out, recipe, folder)
-        watch = reporter(progress, "images" if is_image_flow(flow) else "samples")
+    with started(device) as ranks, _own_randomness(device), Interrupt(active=signals, tell=ranks.is_main) as interrupt:
+        trainer = Trainer(flow, samples, held_out, recipe, folder, ranks, cuda_graph=cuda_graph)
+        watch = reporter(ranks.is_main and progress, "images" if is_image_flow(flow) else "samples")
         settings = {**(config or {}), "recipe": dataclasses.asdict(recipe)}
         with trainer.explained():
             if resume:
                 trainer.config = read_facts(folder.checkpoint)["config"] | settings
                 trainer.load()
-                folder.write_config(trainer.config)
+                with ranks.together():
+                    if trainer.writes:
+                        folder.write_config(trainer.config)
             else:
                 trainer.config = settings
                 trainer.begin()
-            stopped = _run(trainer, watch, callback, interrupt)
+            stopped, number = _run(trainer, watch, callback, interrupt)
         trainer.restore_best()
     best = trainer.best
-    number = interrupt.requested if stopped == "signal" else None
     return FitResult(
         trainer.at, stopped, number, best.loss, best.step, best.latest, unit_of(flow), list(trainer.history)
     )
@@ -159,23 +169,27 @@ def fit(
 
 def _run(
     trainer: Trainer, watch: Reporter, callback: Callable[[Progress], Any] | None, interrupt: Interrupt
-) -> Stopped:
+) -> tuple[Stopped, int | None]:
+    """Steps until something ends the run: what, and the signal's number where it was one."""
     recipe = trainer.recipe
     now = Progress(trainer.at, recipe.steps, unit_of(trainer.flow), best=trainer.best.loss)
     now.validation = trainer.best.latest
     clock = _Clock(trainer)
+    wish = False
     watch.start(trainer.at, recipe.steps)
     try:
         while True:
-            # Looked at before each step, so that a resumed run stops where its predecessor did.
+            # Looked at before each step, so that a resumed run stops where its predecessor did. Every rank sees the
+            # same numbers, and hears of a signal or a wish that came to another: all stop at one step.
             if trainer.best.stale >= recipe.patience:
-                return "early"
+                return "early", None
             if trainer.at >= recipe.steps:
-                return "steps"
-            if interrupt.requested is not None:  # since the last step, or before the first
+                return "steps", None
+            number, wished = trainer.ranks.most([interrupt.requested or 0, int(wish)])
+            if number or wished:
                 if trainer.folder is not None and trainer.saved_at != trainer.at:
                     _checkpoint(trainer, now, validate=False)
-                return "signal"
+                return ("signal", number) if number else ("callback", None)
             trainer.step()
             now.step, last = trainer.at, trainer.at >= recipe.steps
             now.logged = trainer.at % recipe.log_every == 0 or last
@@ -183,14 +197,11 @@ def _run(
             if now.logged:
                 now.loss = trainer.log()[trainer.loss_key]
                 now.per_second, now.seconds_left = clock.read()
-            wish = callback is not None and callback(now)
-            stop = interrupt.requested is not None or wish
-            if trainer.at % recipe.validate_every == 0 or last or stop:
+            wish = callback is not None and bool(callback(now))
+            if trainer.at % recipe.validate_every == 0 or last:
                 with clock.pause():
-                    _checkpoint(trainer, now, validate=not stop or trainer.at % recipe.validate_every == 0 or last)
+                    _checkpoint(trainer, now, validate=True)
             watch.step(now)
-            if stop and not last:
-                return "signal" if interrupt.requested is not None else "callback"
     finally:
         watch.stop()
 
@@ -222,7 +233,7 @@ class _Clock:
         # The first steps are slower than the rest (allocations, kernels that are compiled): no guess from those.
         left = steps_left * (now - self._began) / done if done >= _SETTLED or not steps_left else None
         self._step, self._since, self._paused = trainer.at, now, 0.0
-        if trainer.folder is not None:
+        if trainer.writes:
             elapsed = round(now - self._began, 3)
             trainer.folder.log_time({"step": trainer.at, "seconds": elapsed, "samples_per_second": round(rate, 1)})
         return rate, left

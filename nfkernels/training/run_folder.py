@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .._atomic import write_text
+from .._atomic import flush, flush_folder, remove_unfinished, write_text
 from .errors import TrainingError
 from .recipe import most_threads
 
@@ -18,7 +18,8 @@ class RunFolder:
 
     ``metrics.jsonl`` holds one JSON object per logged step and nothing that differs between two equal runs;
     ``timing.jsonl`` the clock; ``config.json`` what was asked for; ``model.safetensors`` the flow to use (best averaged
-    weights); ``checkpoint.safetensors`` everything that ``--resume`` needs; ``loss.png`` and ``samples.png`` pictures.
+    weights); ``checkpoint.safetensors`` everything that ``--resume`` needs; ``loss.png``, ``samples.png`` and
+    ``interpolation.png`` pictures; ``tensorboard`` what ``--tensorboard`` wrote.
 
     Nothing is read or made before it is asked for.
     """
@@ -32,6 +33,8 @@ class RunFolder:
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.loss = self.path / "loss.png"
         self.samples = self.path / "samples.png"
+        self.interpolation = self.path / "interpolation.png"
+        self.tensorboard = self.path / "tensorboard"
 
     def begin(self) -> None:
         """Makes the folder. ``TrainingError`` where that fails or it already holds a run: no run is overwritten."""
@@ -41,7 +44,10 @@ class RunFolder:
                 f"{self.path} already holds a run ({', '.join(taken)}): resume it or choose another folder"
             )
         try:
+            new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
+            for folder in new:  # a folder, too, is on the disk only when its parent is
+                flush_folder(folder.parent)
             if not os.access(self.path, os.W_OK):
                 raise PermissionError(13, "you may not write there")
         except OSError as error:
@@ -69,24 +75,44 @@ class RunFolder:
     def metrics_size(self) -> int:
         return self.metrics.stat().st_size if self.metrics.exists() else 0
 
-    def truncate_metrics(self, size: int) -> None:
-        """Forgets what was logged after a checkpoint that remembers ``metrics_size``: it will be logged again."""
+    def flush_metrics(self) -> int:
+        """Returns ``metrics_size`` when all of it is on the disk, so that a checkpoint may count on it."""
+        if self.metrics.exists():
+            flush(self.metrics)
+            flush_folder(self.path)
+        return self.metrics_size()
+
+    def resume(self, size: int) -> None:
+        """Forgets what was logged after a checkpoint that remembers ``metrics_size``: it will be logged again.
+
+        Also what a killed process left of files that it had not finished.
+        """
         if self.metrics_size() > size:
             os.truncate(self.metrics, size)
+        for name in (self.checkpoint.name, self.model.name, self.config.name, self.loss.name, self.samples.name):
+            remove_unfinished(self.path / name)
 
     def history(self) -> list[dict[str, Any]]:
         """The entries of ``metrics.jsonl``, an unfinished last line (of a killed process) left out."""
+        return self.entries_since(0)[0]
+
+    def entries_since(self, start: int) -> tuple[list[dict[str, Any]], int]:
+        """The whole entries from this byte of ``metrics.jsonl`` on, and the byte after them."""
         if not self.metrics.exists():
-            return []
+            return [], 0
+        with open(self.metrics, "rb") as file:
+            file.seek(start)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
         entries = []
-        for line in self.metrics.read_bytes().decode(errors="replace").split("\n")[:-1]:
+        for line in whole.decode(errors="replace").split("\n")[:-1]:
             try:
                 entry = json.loads(line)
             except (ValueError, RecursionError):
                 continue
             if isinstance(entry, dict) and is_whole(entry.get("step")):
                 entries.append(entry)
-        return entries
+        return entries, start + len(whole)
 
 
 def check_config(config: Any, where: object) -> dict[str, Any]:
@@ -120,6 +146,7 @@ def check_config(config: Any, where: object) -> dict[str, Any]:
             "source": word,
             "size": lambda v: v is None or several(v, size, 2),
             "channels": lambda v: v is None or size(v),
+            "bits": lambda v: v is None or is_whole(v, 1, 8),
             "split_seed": is_whole,
             "classes": lambda v: v is None or several(v, word),
         },

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .batches import Batches
 from .data.image_data import DataError, ImageData
+from .data.stream import ImageStream
 
 if TYPE_CHECKING:
     from ..nn import Flow
 
-Data = ImageData | Tensor | tuple[Tensor, Tensor]
+Data = ImageData | ImageStream | Tensor | tuple[Tensor, Tensor]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,26 +31,59 @@ class Samples:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return tuple(self.images.shape[1:])
 
-def as_samples(data: Data, flow: Flow, what: str = "data") -> Samples:
+    # What a trainer asks for; an ImageStream has the same.
+
+    def batches(self, batch_size: int, **options: Any) -> Batches:
+        """Endless shuffled batches. See ``Batches``."""
+        return Batches(self, batch_size, **options)
+
+    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """``count`` random samples (all, where there are fewer) and their contexts."""
+        index = torch.randperm(len(self), generator=generator)[:count]
+        return self.images[index], None if self.labels is None else self.labels[index]
+
+    def fingerprint(self) -> str:
+        """A checksum of the samples and contexts: enough to notice that a resumed run was given other data."""
+        crc = 0
+        for tensor in (self.images, self.labels):
+            if tensor is not None and tensor.numel():
+                tensor = tensor.detach().cpu().contiguous()
+                # A view of the memory itself: torch works without numpy, and so does this.
+                size = tensor.numel() * tensor.element_size()
+                crc = zlib.crc32((ctypes.c_char * size).from_address(tensor.data_ptr()), crc)
+        return f"{len(self)}-{crc:08x}"
+
+
+def as_samples(data: Data, flow: Flow, what: str = "data", *, streams: bool = False) -> Samples | ImageStream:
     """The samples that ``flow`` is to see; labels of an ImageData only where the flow is conditioned on classes.
+
+    With ``streams`` an ImageStream remains one; without, it is refused.
 
     Raises:
         DataError: no samples, contexts that are missing or of another number, non-finite samples (counted), another
-            number of grey levels or image shape, more classes than the flow has.
+            number of grey levels or image shape, more classes than the flow has, a stream where none can be.
     """
-    if isinstance(data, ImageData):
+    if isinstance(data, ImageStream) and not streams:
+        raise DataError(f"{data.name} is streamed and so can only be trained on: take parts of it with split()")
+    if isinstance(data, (ImageData, ImageStream)):
         conditional = bool(getattr(flow, "classes", None))
-        if conditional and data.labels is None:
+        if conditional and data.classes is None:
             raise DataError(f"{data.name} has no labels, and the flow is conditioned on classes")
         levels = getattr(flow, "grey_levels", data.grey_levels)
         if levels != data.grey_levels:
             raise DataError(f"{data.name} has {data.grey_levels} grey levels, the flow was built for {levels}")
         if conditional and isinstance(flow.classes, int) and len(data.classes) > flow.classes:
             raise DataError(f"{data.name} has {len(data.classes)} classes, the flow was built for {flow.classes}")
-        shape, wanted = tuple(data.images.shape[1:]), getattr(flow, "event_shape", None)
+        shape, wanted = data.image_shape, getattr(flow, "event_shape", None)
         if is_image_flow(flow) and wanted is not None and shape != tuple(wanted):
             raise DataError(f"{data.name} has images {list(shape)}, the flow was built for {list(wanted)} [C, H, W]")
+        if isinstance(data, ImageStream):
+            return data.alone() if conditional else data.without_labels()
         samples = Samples(data.images, data.labels if conditional else None, data.name)
     elif isinstance(data, Tensor):
         samples = Samples(data, None, what)
@@ -69,11 +104,20 @@ def as_samples(data: Data, flow: Flow, what: str = "data") -> Samples:
     return samples
 
 
-def batch_loss(flow: Flow, samples: Tensor, context: Tensor | None, generator: torch.Generator | None) -> Tensor:
-    """The training loss, a scalar: bits per dimension of images (dequantised once), nats of anything else."""
+def batch_loss(flow: Flow, samples: Tensor, context: Tensor | None, noise: Tensor | None) -> Tensor:
+    """The training loss, a scalar: bits per dimension of images with ``batch_noise``, nats of anything else."""
     if is_image_flow(flow):
-        return flow.nll(samples, context, generator=generator)
+        return flow.nll(samples, context, noise=noise)
     return flow.nll(samples, context)
+
+
+def batch_noise(
+    flow: Flow, samples: Tensor, generator: torch.Generator | None, rows: tuple[int, int] | None = None
+) -> Tensor | None:
+    """The dequantisation noise of images (see ``ImageFlow.noise``), one draw per batch; None for anything else."""
+    if is_image_flow(flow) and not samples.is_floating_point():
+        return flow.noise(samples, generator=generator, rows=rows)
+    return None
 
 
 def is_image_flow(flow: Any) -> bool:
@@ -82,15 +126,3 @@ def is_image_flow(flow: Any) -> bool:
 
 def unit_of(flow: Any) -> str:
     return "bits/dim" if is_image_flow(flow) else "nats"
-
-
-def fingerprint(samples: Samples) -> str:
-    """A checksum of the samples and contexts: enough to notice that a resumed run was given other data."""
-    crc = 0
-    for tensor in (samples.images, samples.labels):
-        if tensor is not None and tensor.numel():
-            tensor = tensor.detach().cpu().contiguous()
-            # A view of the memory itself: torch works without numpy, and so does this.
-            size = tensor.numel() * tensor.element_size()
-            crc = zlib.crc32((ctypes.c_char * size).from_address(tensor.data_ptr()), crc)
-    return f"{len(samples)}-{crc:08x}"

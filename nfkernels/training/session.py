@@ -12,7 +12,7 @@ import torch
 
 from .data import DataError, ImageData, load_images, split
 from .errors import TrainingError, is_out_of_memory
-from .recipe import GlowShape, auto_levels
+from .recipe import PRECISIONS, GlowShape, auto_levels
 from .run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -54,6 +54,25 @@ def pick_device(name: str | None) -> torch.device:
     return torch.device(exact)
 
 
+def set_threads(count: int | None) -> None:
+    if count is not None:
+        torch.set_num_threads(count)
+
+
+@contextlib.contextmanager
+def computing(precision: str, device: torch.device) -> Iterator[None]:
+    """Inside, the networks compute in ``"float32"`` or ``"bfloat16"``, as under that ``Recipe.precision``."""
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        yield
+
+
+def precision_of(config: dict[str, Any]) -> str:
+    """What the networks of a run were trained in; float32 where its configuration does not tell."""
+    recipe = config.get("recipe")
+    precision = recipe.get("precision") if isinstance(recipe, dict) else None
+    return precision if precision in PRECISIONS else "float32"
+
+
 # --- the flow of a run ----------------------------------------------------------------------------------------------
 
 
@@ -79,6 +98,13 @@ def describe_glow(data: ImageData, shape: GlowShape, *, conditional: bool) -> di
         "hidden": shape.width,
         "dropout": shape.dropout,
         "dropout_of": shape.dropout_of,
+        "kernel": shape.kernel,
+        "last_kernel": shape.last_kernel,
+        "scale_map": shape.scale_map,
+        "order": shape.order,
+        "class_width": shape.class_width,
+        "memory": shape.memory,
+        "dequantization": shape.dequantization,
         "grey_levels": data.grey_levels,
         "classes": len(data.classes) if conditional else None,
     }
@@ -159,11 +185,13 @@ def run_data(config: dict[str, Any], *, may_have_moved: bool = False) -> tuple[I
     try:
         data = config["data"]
         source, size, channels, seed = data["source"], data["size"], data["channels"], data["split_seed"]
+        bits = data.get("bits")
     except (KeyError, TypeError) as error:
         raise TrainingError(f"the run's configuration does not say what data it used ({error})") from error
     if may_have_moved and source != "digits" and not Path(source).expanduser().exists():
         raise TrainingError(f"the run's data, {source}, is not there any more: if it moved, give --data PATH")
-    return split(load_images(source, size=None if size is None else tuple(size), channels=channels), seed=seed)
+    size = None if size is None else tuple(size)
+    return split(load_images(source, size=size, channels=channels, bits=bits), seed=seed)
 
 
 def class_names(flow: ImageFlow, config: dict[str, Any]) -> list[str] | None:
@@ -185,6 +213,19 @@ def class_index(wish: str, names: list[str] | None) -> int:
         return int(wish)
     listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     raise TrainingError(f"--class {wish}: the flow has {len(names)} classes, numbered from 0: {listed}")
+
+
+def many(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
+def absolute(source: str) -> str:
+    """Where the data lies, whatever folder a later command is run in; ``"digits"`` is no path.
+
+    What is not there stays as it was given: that is the name to complain about.
+    """
+    path = Path(source).expanduser()
+    return source if source == "digits" or not path.exists() else str(path.absolute())
 
 
 def _runs_nearby(path: Path) -> str:

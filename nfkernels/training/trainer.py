@@ -17,15 +17,19 @@ from ..nn.serialize import with_index_permutations
 from .batches import Batches
 from .checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from .data.image_data import DataError
+from .distributed import Ranks
 from .errors import TrainingError
 from .evaluation import mean_loss
+from .graph import CapturedCall, CapturedPasses, recorder_on
 from .optim import Optimizer
 from .recipe import Recipe
 from .run_folder import RunFolder
-from .samples import Samples, batch_loss, fingerprint, unit_of
+from .samples import Samples, batch_loss, batch_noise, unit_of
+from .step import LossModule, TrainStep, check_recipe
 
 if TYPE_CHECKING:
     from ..nn import Flow
+    from .data import ImageStream
 
 # A run ends after this many steps in a row without a finite loss and gradient.
 MAX_BAD_STEPS = 10
@@ -47,12 +51,26 @@ class Best:
 
 
 class Trainer:
-    """One run of one flow. ``fit`` drives it; everything that a resumed run needs is in here."""
+    """One run of one flow. ``fit`` drives it; everything that a resumed run needs is in here.
+
+    Among several ranks all of them call the same methods in the same order. Rank 0 writes; the rest is alike.
+    """
 
     def __init__(
-        self, flow: Flow, data: Samples, validation: Samples | None, recipe: Recipe, folder: RunFolder | None
+        self,
+        flow: Flow,
+        data: Samples | ImageStream,
+        validation: Samples | None,
+        recipe: Recipe,
+        folder: RunFolder | None,
+        ranks: Ranks | None = None,
+        *,
+        cuda_graph: bool = True,
     ) -> None:
+        self.ranks = Ranks() if ranks is None else ranks
+        check_recipe(recipe, flow, len(data), ranks=self.ranks.world)
         self.flow, self.recipe, self.folder = flow, recipe, folder
+        self.writes = folder is not None and self.ranks.is_main
         self.device = next(flow.parameters()).device
         self.config: dict[str, Any] = {}
         self.at = 0
@@ -61,56 +79,89 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.saved_at: int | None = None
         self.loss_key = "bpd" if unit_of(flow) == "bits/dim" else "nll"
-        self._identity = {"train": fingerprint(data), "validation": fingerprint(validation) if validation else None}
+        self._identity = {"train": data.fingerprint(), "validation": validation.fingerprint() if validation else None}
         self.validation = validation and Samples(
             validation.images.to(self.device),
             None if validation.labels is None else validation.labels.to(self.device),
             validation.name,
         )
-        self._batches = Batches(data, recipe.batch_size, seed=self._seed(_ORDER), device=self.device)
+        self._batches = data.batches(
+            recipe.batch_size,
+            seed=self._seed(_ORDER),
+            device=self.device,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+        )
         self.batch_size = min(recipe.batch_size, len(data))
         self._noise = self._generator(_NOISE)
         self._data = data
         self._optimizer: Optimizer | None = None
+        self._recorder = recorder_on(self.device) if cuda_graph else None
+        self._passes = CapturedPasses(flow, self._recorder)
         self._window = torch.zeros(3, device=self.device)  # sums since the last log: loss, gradient norm, good steps
-        torch.manual_seed(self._seed(_DROPOUT))
+        # Dropout draws from torch's own generators: a stream for each rank, far from all other seeds.
+        torch.manual_seed(self._seed(_DROPOUT) + (self.ranks.rank << 40))
+        # A program builds the same flow in every process only if it seeds them alike: nobody has to think of that.
+        self.ranks.equalize([*flow.parameters(), *flow.buffers()])
 
     def begin(self) -> None:
         """The start of a new run: data-dependent layers see data, and the folder is seen to be writable."""
         generator = torch.Generator().manual_seed(self._seed(_START))
-        affordable = max(self.batch_size, _START_VALUES // max(self._data.images[0].numel(), 1))
-        index = torch.randperm(len(self._data), generator=generator)[: min(_START_SAMPLES, affordable)]
-        context = None if self._data.labels is None else self._data.labels[index].to(self.device)
+        affordable = max(self.batch_size, _START_VALUES // max(math.prod(self._data.image_shape), 1))
+        samples, context = self._data.sample(min(_START_SAMPLES, affordable), generator)
+        # Each rank takes its share of them; the layers put the statistics together.
+        share, of = self.ranks.share(len(samples)), len(samples)
+        samples = samples[share].to(self.device)
+        context = None if context is None else context[share].to(self.device)
+        noise = batch_noise(self.flow, samples, self._generator(_START), (share.start, of))
         self.flow.train()
         with torch.no_grad():
-            batch_loss(self.flow, self._data.images[index].to(self.device), context, self._generator(_START))
-        self._optimizer = Optimizer(self.flow, self.recipe)
+            batch_loss(self.flow, samples, context, noise)
+        self._prepare()
         if self.folder is not None:
-            self.folder.begin()
-            self.folder.write_config(self.config)
+            with self.ranks.together():
+                if self.writes:
+                    self.folder.begin()
+                    self.folder.write_config(self.config)
             # First of all the checkpoint: a run that is killed before its first validation can be resumed, too.
             self.save()
-            try:
-                self.flow.save(self.folder.model)
-            except Exception:  # a flow that cannot be described: the folder is to be free for the next attempt
-                self.folder.checkpoint.unlink(missing_ok=True)
-                raise
+            with self.ranks.together():
+                if self.writes:
+                    try:
+                        self.flow.save(self.folder.model)
+                    except Exception:  # a flow that cannot be described: the folder is to be free for the next attempt
+                        self.folder.checkpoint.unlink(missing_ok=True)
+                        raise
+
+    def _prepare(self) -> None:
+        """What a step needs, once the flow has the weights that it starts from."""
+        self._optimizer = Optimizer(self.flow, self.recipe)
+        loss = self.ranks.averaging(LossModule(self.flow, self.recipe.precision))
+        step = TrainStep(loss, self._optimizer, self._window, self._noise, ranks=self.ranks)
+        batches = self._batches
+        # What lies on the device is gathered in the captured step, from an index; what is streamed comes as batches.
+        resident = isinstance(batches, Batches)
+        self._next = batches.next_index if resident else batches.next
+        self._step = CapturedCall(
+            (lambda index: step.run(*batches.gather(index))) if resident else step.run,
+            self._recorder,
+            "the training step",
+            generators=[self._noise],
+            with_ranks=True,
+        )
 
     def step(self) -> None:
         """One optimiser step. Nothing in here waits for the device."""
-        samples, context = self._batches.next()
+        batch = self._next()
+        self._optimizer.prepare(self.at)
         try:
-            loss = batch_loss(self.flow, samples, context, self._noise)
+            self._step(*((batch,) if isinstance(batch, Tensor) else batch))
         except ValueError as error:  # a layer that has become singular says so
             if self.at == 0:
                 raise
             raise TrainingError(
                 f"the flow broke at step {self.at + 1}: {error}{self._kept()}; try a lower learning rate (--lr)"
             ) from error
-        loss.backward()
-        norm, bad = self._optimizer.step(loss, self.at)
-        seen = torch.stack((loss.detach(), norm, torch.ones_like(norm))).to(self._window.dtype)
-        self._window += torch.where(bad > 0, 0.0, seen)
         self.at += 1
 
     def log(self) -> dict[str, Any]:
@@ -132,12 +183,14 @@ class Trainer:
 
     def validate(self) -> dict[str, Any]:
         """The averaged weights on the validation samples, with the same noise every time; keeps them if best."""
-        with self._optimizer.averaged():
+        self._settle()
+        with self._optimizer.averaged(), self._passes:
             loss = mean_loss(
                 self.flow,
                 self.validation,
                 draws=self.recipe.validation_draws,
                 generator=self._generator(_VALIDATION),
+                ranks=self.ranks,
             )
             best = self.best
             best.latest = loss
@@ -151,6 +204,7 @@ class Trainer:
 
     def keep_averaged(self) -> None:
         """The averaged weights as they are become those that are kept: for runs that have no best yet."""
+        self._settle()
         with self._optimizer.averaged():
             self._keep()
 
@@ -175,15 +229,20 @@ class Trainer:
         self.flow.eval()
 
     def save(self) -> None:
-        """Writes the checkpoint, whole or not at all."""
+        """Writes the checkpoint, whole or not at all. Every rank returns when it is on the disk."""
         if self.folder is None:
             return
+        self._settle()
         order = self._batches.state_dict()
         tensors = {
             "flow": self.flow.state_dict(),
             "best": self.best_weights or {},
             "optimizer": self._optimizer.state_dict(),
-            "random": {**rng_state(self.device), "noise": self._noise.get_state(), "order": order.pop("generator")},
+            "random": {
+                **rng_state(self.device, self.ranks),
+                "noise": self._noise.get_state(),
+                "order": order.pop("generator"),
+            },
             "window": {"sums": self._window},
         }
         facts = {
@@ -192,14 +251,29 @@ class Trainer:
             "best": dataclasses.asdict(self.best),
             "order": order,
             "data": self._identity,
-            "metrics_size": self.folder.metrics_size(),
             "config": self.config,
+            "ranks": self.ranks.world,
         }
-        save_checkpoint(self.folder.checkpoint, tensors, facts)
+        with self.ranks.together():
+            if self.writes:
+                # The checkpoint vouches for these lines: they are on the disk before it is.
+                facts["metrics_size"] = self.folder.flush_metrics()
+                save_checkpoint(self.folder.checkpoint, tensors, facts)
         self.saved_at = self.at
 
     def load(self) -> None:
-        """Takes up the folder's checkpoint, bit for bit. ``TrainingError`` where it does not fit flow or data."""
+        """Takes up the folder's checkpoint, bit for bit if it was made by as many ranks.
+
+        Raises ``TrainingError`` where it does not fit flow or data.
+        """
+        with self.ranks.together():
+            self._load()
+        # Only now: another rank may not have read the checkpoint that the next one replaces, or these lines, before.
+        with self.ranks.together():
+            self.history = self.folder.history()
+        self.flow.train()
+
+    def _load(self) -> None:
         path = self.folder.checkpoint
         tensors, facts = load_checkpoint(path)
         for part, given in self._identity.items():
@@ -210,11 +284,11 @@ class Trainer:
         try:
             now = self.flow.state_dict()
             self.flow.load_state_dict(with_index_permutations(tensors["flow"], now))
-            self._optimizer = Optimizer(self.flow, self.recipe)
+            self._prepare()
             self._optimizer.load_state_dict(tensors["optimizer"])
             self._batches.load_state_dict({**facts["order"], "generator": tensors["random"]["order"]})
             self._noise.set_state(tensors["random"]["noise"])
-            set_rng_state(tensors["random"], self.device)
+            set_rng_state(tensors["random"], self.device, self.ranks)
             self._window.copy_(tensors["window"]["sums"])
             best = with_index_permutations(tensors.get("best", {}), now)
             best = {name: tensor.to(self.device) for name, tensor in best.items()}
@@ -223,23 +297,28 @@ class Trainer:
                 raise DataError("its best weights are not those of the flow")
             self.best, self.best_weights = Best(**facts["best"]), best or None
             self.at = self.saved_at = facts["step"]
-            self.folder.truncate_metrics(facts["metrics_size"])
+            if self.writes:
+                self.folder.resume(facts["metrics_size"])
         except (KeyError, TypeError, DataError) as error:
             raise TrainingError(f"{path} is not a checkpoint of this run ({error})") from error
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise TrainingError(f"{path} is of another flow: {reason}") from error
-        self.history = self.folder.history()
-        self.flow.train()
+
+    def _settle(self) -> None:
+        """Buffers that a step changes (a batch normalisation's) become equal on all ranks, as parameters always are."""
+        self.ranks.equalize(self.flow.buffers())
 
     def _keep(self) -> None:
         self.best_weights = {name: tensor.detach().clone() for name, tensor in self.flow.state_dict().items()}
         if self.folder is not None:
-            self.flow.save(self.folder.model)
+            with self.ranks.together():
+                if self.writes:
+                    self.flow.save(self.folder.model)
 
     def _record(self, entry: dict[str, Any]) -> dict[str, Any]:
         self.history.append(entry)
-        if self.folder is not None:
+        if self.writes:  # an error here stops this rank; the others hear of it when next they meet
             self.folder.log(entry)
         return entry
 

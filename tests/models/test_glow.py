@@ -82,6 +82,25 @@ def test_one_state_of_the_generator_is_one_noise():
     assert torch.equal(flow.dequantize(data), third)
 
 
+@pytest.mark.parametrize("dequantization", ["uniform", "variational"])
+def test_rows_of_a_batch_get_the_noise_that_they_have_in_it(dequantization):
+    flow = glow(dequantization=dequantization)
+    data = images(flow)
+
+    def seeded():
+        return torch.Generator().manual_seed(5)
+
+    whole = flow.noise(data, generator=seeded())
+    for first, last in ((0, len(data)), (0, 2), (1, 4), (len(data) - 1, len(data)), (2, 2)):
+        part = flow.noise(data[first:last], generator=seeded(), rows=(first, len(data)))
+        assert torch.equal(part, whole[first:last])
+    assert not torch.equal(flow.noise(data[1:2], generator=seeded()), whole[1:2])
+    assert torch.equal(flow.nll(data, noise=whole), flow.nll(data, generator=seeded()))
+    for rows in ((-1, len(data)), (1, len(data))):
+        with pytest.raises(ValueError, match=r"images are not rows -?1 to"):
+            flow.noise(data, rows=rows)
+
+
 def test_every_image_is_decoded_exactly():
     flow = glow((3, 8, 4), grey_levels=256)
     data = images(flow)

@@ -62,7 +62,7 @@ def test_a_new_one_is_uniform(shape):
 def test_log_q_is_that_of_the_dense_jacobian(shape):
     flow = glow(shape).double()
     data = images(flow, 1)
-    noise = flow._noise(data, seeded())
+    noise = flow.noise(data, generator=seeded())
     image = (2 * data.double() + 1) / 17 - 1
 
     def draw(v):
@@ -201,7 +201,7 @@ def test_a_saturated_sigmoid_still_has_its_density_and_gradient(by):
         for coupling in flow.dequantizer.couplings:
             coupling.conditioner.last.bias[:2] = by
     data = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1).expand(2, 1, 4, 4)
-    noise = flow._noise(data, seeded())
+    noise = flow.noise(data, generator=seeded())
     u, logdet = flow.dequantizer(noise, torch.zeros(2, 1, 4, 4))
     if by > 0:
         assert u.max() == 1

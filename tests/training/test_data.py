@@ -841,3 +841,26 @@ def test_batches_that_cannot_be():
         batches.load_state_dict(Batches(numbered(5), 2, seed=0).state_dict())
     with pytest.raises(DataError, match="data order lacks epoch, generator"):
         batches.load_state_dict({"position": 0, "images": 4})
+
+
+# --- fewer bits ---
+
+
+@pytest.mark.parametrize("bits", [1, 5, 8])
+def test_the_upper_bits_are_kept(tmp_path, bits):
+    train, test = values(4, 6, 6), values(2, 6, 6, seed=1)
+    np.savez(tmp_path / "x.npz", images=train, x_test=test)
+    data = load_images(tmp_path / "x.npz", bits=bits)
+    same(data.images[:, 0], train >> (8 - bits))
+    same(data.test.images[:, 0], test >> (8 - bits))
+    assert (data.grey_levels, data.test.grey_levels) == (2**bits, 2**bits)
+    assert split(data, seed=0)[0].grey_levels == 2**bits
+
+
+def test_bits_that_cannot_be(tmp_path):
+    pytest.importorskip("sklearn")
+    with pytest.raises(DataError, match="digits has 17 grey levels, and only sets of 256 can be cut to 4 bits"):
+        load_images("digits", bits=4)
+    for bits in (0, 9, 2.0, True):
+        with pytest.raises(DataError, match=r"bits .* expected a whole number from 1 to 8"):
+            load_images(tmp_path, bits=bits)

@@ -18,6 +18,7 @@ from nfkernels.training import (
     split,
     uniform_bits,
 )
+from nfkernels.training.evaluation import images_at_once, reconstruction
 
 
 class Identity(Bijection):
@@ -71,6 +72,37 @@ def test_round_trip_error_is_the_largest():
     assert round_trip_error(glow(), data) < 1e-5
     broken = ImageFlow(Chain(Identity(error=0.25)), Uniform((1, 4, 4)), (1, 4, 4), grey_levels=5)
     assert round_trip_error(broken, data) == pytest.approx(0.25, abs=1e-6)
+
+
+def test_a_reconstruction_counts_what_comes_back_wrong():
+    data = stripes(20)
+    good = reconstruction(glow(), data, images=7)
+    assert (good.images, good.values, good.wrong, good.grey_levels) == (7, 7 * 16, 0, 0)
+    assert good.largest < 1e-5
+    # A grey level is 0.2: an error of 0.25 puts every value below the highest, 4, one too high.
+    broken = ImageFlow(Chain(Identity(error=0.25)), Uniform((1, 4, 4)), (1, 4, 4), grey_levels=5)
+    bad = reconstruction(broken, data)
+    assert (bad.images, bad.wrong, bad.grey_levels) == (20, int((data.images < 4).sum()), 1)
+    assert bad.largest == pytest.approx(0.25, abs=1e-6)
+    with torch.no_grad():
+        broken.bijection[0].error.fill_(math.nan)
+    assert math.isnan(reconstruction(broken, data).largest)
+    assert math.isnan(round_trip_error(broken, data))
+
+
+def test_large_images_go_through_a_flow_in_small_parts():
+    assert images_at_once((3, 32, 32)) == 256
+    assert images_at_once((3, 256, 256)) == 21
+    assert images_at_once((3, 4096, 4096)) == 1
+
+
+def test_more_importance_samples_give_a_tighter_bound():
+    flow, data = glow(), stripes(12)
+    usual, tighter = (evaluate(flow, data, draws=4, importance_samples=k) for k in (1, 16))
+    assert (tighter.draws, tighter.importance_samples) == (4, 16)
+    assert tighter.mean < usual.mean
+    with pytest.raises(ValueError, match="importance_samples is 0"):
+        evaluate(flow, data, importance_samples=0)
 
 
 def one_pixel(*values):

@@ -1,5 +1,6 @@
 """The defaults and what they refuse."""
 
+import dataclasses
 import math
 
 import pytest
@@ -17,6 +18,29 @@ def test_learning_rate_rises_then_falls_to_zero():
     assert 0 < rates[-1] < 1e-4
     assert Recipe(steps=100, lr=0.1, warmup=0, schedule="linear").lr_at(75) == pytest.approx(0.025)
     assert Recipe(steps=100, lr=0.1, warmup=0, schedule="constant").lr_at(99) == 0.1
+
+
+def test_learning_rate_ends_where_it_is_told_to():
+    options = {"steps": 1000, "lr": 0.1, "warmup": 0}
+    last = {}
+    for schedule in ("linear", "cosine", "exponential"):
+        recipe = Recipe(**options, schedule=schedule, lr_end=0.2)
+        assert recipe.lr_at(0) == pytest.approx(0.1)
+        last[schedule] = recipe.lr_at(999)
+        assert 0.02 <= last[schedule] < 0.0202
+        assert all(recipe.lr_at(step) > recipe.lr_at(step + 1) for step in range(999))
+    assert Recipe(**options, schedule="linear", lr_end=0.2).lr_at(500) == pytest.approx(0.06)
+    exponential = Recipe(**options, schedule="exponential")
+    assert exponential.lr_at(500) == pytest.approx(0.01)  # half way to a hundredth: a tenth
+    ratios = {round(exponential.lr_at(step + 1) / exponential.lr_at(step), 12) for step in range(999)}
+    assert len(ratios) == 1
+
+
+def test_a_recipe_of_an_older_run_has_the_defaults_of_what_it_lacks():
+    new = {"optimizer", "lr_end", "accumulate", "precision", "flip"}
+    stored = {name: value for name, value in dataclasses.asdict(Recipe(steps=7)).items() if name not in new}
+    stored["betas"] = list(stored["betas"])  # as JSON has it
+    assert Recipe(**stored) == Recipe(steps=7)
 
 
 def test_averaging_starts_short():
@@ -43,6 +67,15 @@ def test_averaging_starts_short():
         {"betas": (0.9, 1.0)},
         {"schedule": "step"},
         {"patience": 0},
+        {"optimizer": "sgd"},
+        {"precision": "float16"},
+        {"flip": 1},
+        {"accumulate": 0},
+        {"accumulate": 3},
+        {"lr_end": 1.5},
+        {"lr_end": math.nan},
+        {"lr_end": 0.1, "schedule": "constant"},
+        {"lr_end": 0.0, "schedule": "exponential"},
     ],
 )
 def test_values_that_make_no_sense_are_named(wrong):

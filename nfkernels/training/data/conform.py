@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _CHUNK = 256  # images per task: many enough to hide a task's cost, few enough to share work and stop early
 _MAX_PAD = 8
 # Labels become indices of an embedding; larger numbers are ids of something else (and a name is made for each).
-_MAX_CLASSES = 65536
+MAX_CLASSES = 65536
 
 Part = tuple[torch.Tensor, torch.Tensor | None]  # uint8 images [N, C, H, W], int64 labels [N]
 
@@ -115,8 +115,8 @@ def assemble(
 
 def _numbered_classes(source: str, labels: torch.Tensor) -> tuple[str, ...]:
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= _MAX_CLASSES:
-        raise DataError(f"{source}: labels run from {low} to {high}, expected class numbers 0 to {_MAX_CLASSES - 1}")
+    if low < 0 or high >= MAX_CLASSES:
+        raise DataError(f"{source}: labels run from {low} to {high}, expected class numbers 0 to {MAX_CLASSES - 1}")
     return tuple(str(number) for number in range(high + 1))
 
 

@@ -6,8 +6,12 @@ import dataclasses
 import importlib
 from numbers import Integral, Real
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from .stream import ImageStream
 
 
 class DataError(ValueError):
@@ -21,10 +25,11 @@ class ImageData:
     Args:
         images: uint8 `[N, C, H, W]`, contiguous, on the CPU, values 0 .. grey_levels - 1.
         labels: int64 `[N]`, each an index into `classes`; or None.
-        grey_levels: how many values a channel can take: 17 for the digits, otherwise 256.
+        grey_levels: how many values a channel can take: 17 for the digits, otherwise 256 or what ``in_bits`` left.
         classes: the class names; None exactly when labels is None.
         name: what reports call the set.
         test: the set's own test part, of the same image shape and classes, where the source has one.
+        validation: likewise, the set's own validation part.
 
     Raises:
         DataError: the parts do not fit together.
@@ -36,6 +41,7 @@ class ImageData:
     classes: tuple[str, ...] | None
     name: str
     test: ImageData | None = None
+    validation: ImageData | None = None
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -61,43 +67,80 @@ class ImageData:
                     f"{self.name}: labels run from {int(labels.min())} to {int(labels.max())}, "
                     f"expected 0 to {len(self.classes) - 1}, one per class"
                 )
-        if self.test is not None:
-            if self.test.images.shape[1:] != images.shape[1:]:
+        for part, own in (("test", self.test), ("validation", self.validation)):
+            if own is not None and own.images.shape[1:] != images.shape[1:]:
                 raise DataError(
-                    f"{self.name}: training images are {list(images.shape[1:])} but test images are "
-                    f"{list(self.test.images.shape[1:])}: pass --size to bring them to one size"
+                    f"{self.name}: training images are {list(images.shape[1:])} but {part} images are "
+                    f"{list(own.images.shape[1:])}: pass --size to bring them to one size"
                 )
-            if self.test.classes != self.classes:
-                raise DataError(f"{self.name}: the training and test parts do not have the same classes")
+            if own is not None and own.classes != self.classes:
+                raise DataError(f"{self.name}: the training and {part} parts do not have the same classes")
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(self, index: torch.Tensor) -> ImageData:
-        """The images (and labels) at int64 `[M]` indices, copied, without the test part."""
+        """The images (and labels) at int64 `[M]` indices, copied, without the test and validation parts."""
         labels = None if self.labels is None else self.labels[index]
-        return dataclasses.replace(self, images=self.images[index], labels=labels, test=None)
+        return dataclasses.replace(self, images=self.images[index], labels=labels, test=None, validation=None)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return tuple(self.images.shape[1:])
+
+    def in_bits(self, bits: int) -> ImageData:
+        """The set, its own parts included, with the upper ``bits`` (1 to 8) of its 8 kept: `2**bits` grey levels.
+
+        Raises:
+            DataError: another number of bits, or a set that does not have 256 grey levels.
+        """
+        check_bits(bits)
+        if self.grey_levels != 256:
+            raise DataError(
+                f"{self.name} has {self.grey_levels} grey levels, and only sets of 256 can be cut to {bits} bits: "
+                "leave out --n-bits"
+            )
+        if bits == 8:
+            return self
+        parts = {"test": self.test, "validation": self.validation}
+        parts = {part: own and own.in_bits(bits) for part, own in parts.items()}
+        return dataclasses.replace(self, images=self.images >> (8 - bits), grey_levels=2**bits, **parts)
 
 
-def need(module: str, what: str) -> ModuleType:
-    """Import an optional dependency of training; a DataError that says how to get it if it is missing."""
+def check_bits(bits: int) -> None:
+    """``DataError`` unless ``bits`` is a whole number from 1 to 8."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
+        raise DataError(f"bits {bits!r}: expected a whole number from 1 to 8")
+
+
+def need(module: str, what: str, extra: str = "train") -> ModuleType:
+    """Import an optional dependency of training; a DataError that names the extra that brings it if it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = {"PIL": "Pillow", "sklearn": "scikit-learn"}.get(module.split(".")[0], module)
-        raise DataError(f'{what} needs {package}, which is missing: pip install "nfkernels[train]"') from error
+        package = {"PIL": "Pillow", "sklearn": "scikit-learn", "pyarrow": "pyarrow"}.get(module.split(".")[0], module)
+        raise DataError(f'{what} needs {package}, which is missing: pip install "nfkernels[{extra}]"') from error
 
 
 def split(
-    data: ImageData, *, seed: int, validation: int | float | None = None, test: int | float | None = None
-) -> tuple[ImageData, ImageData, ImageData]:
+    data: ImageData | ImageStream,
+    *,
+    seed: int,
+    validation: int | float | None = None,
+    test: int | float | None = None,
+) -> tuple[ImageData | ImageStream, ImageData, ImageData]:
     """Cut a set into train, validation and test: disjoint, together everything, the same for the same seed.
 
     An int is a number of images, a float a fraction of the set (at least one image unless it is 0). Left out:
 
-    - a set with its own test part keeps that as test; validation is 10 % of the rest, at most 5000 images;
+    - a set with its own test part keeps that as test; validation, unless the set has its own too, is 10 % of the rest,
+      at most 5000 images;
     - the digits: 1350 train, 150 validation, 297 test;
     - anything else: 10 % validation, 10 % test.
+
+    Of an ImageStream the training part remains one, and of parts of its own as many images are taken as are asked for;
+    left out, validation is at most 2000 and test at most 10,000 images.
 
     Args:
         data: `[N]` images.
@@ -108,21 +151,28 @@ def split(
         train, validation, test, each with data's name, classes and grey levels (and a copy of its images).
 
     Raises:
-        DataError: a size out of range, a test size for a set that has its own test part, or nothing left to train on.
+        DataError: a size out of range, a size for a part that the set has as its own, or nothing left to train on.
     """
+    if not isinstance(data, ImageData):
+        return data.split(seed=seed, validation=validation, test=test)
     total = len(data)
     is_digits = data.grey_levels == 17 and total == 1797
-    tenth = _count(0.1, total, "validation")
-    if data.test is not None:
-        if test is not None:
+    own = {"validation": data.validation, "test": data.test}
+    for part, size in (("validation", validation), ("test", test)):
+        if own[part] is not None and size is not None:
             raise DataError(
-                f"{data.name} has its own test part of {len(data.test)} images: leave out the test size ({test})"
+                f"{data.name} has its own {part} part of {len(own[part])} images: leave out the {part} size ({size})"
             )
+    tenth = part_size(0.1, total, "validation")
+    if data.test is not None:
         n_test, default_validation = 0, min(tenth, 5000)
     else:
         default_test, default_validation = (297, 150) if is_digits else (tenth, tenth)
-        n_test = default_test if test is None else _count(test, total, "test")
-    n_validation = default_validation if validation is None else _count(validation, total, "validation")
+        n_test = default_test if test is None else part_size(test, total, "test")
+    if data.validation is not None:
+        n_validation = 0
+    else:
+        n_validation = default_validation if validation is None else part_size(validation, total, "validation")
     n_train = total - n_validation - n_test
     if n_train < 1 and validation is None and test is None:
         least, parts = (
@@ -136,10 +186,12 @@ def split(
         )
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     train, held_out, own_test = (data.take(part) for part in order.split([n_train, n_validation, n_test]))
+    held_out = held_out if data.validation is None else data.validation
     return train, held_out, own_test if data.test is None else data.test
 
 
-def _count(value: int | float, total: int, part: str) -> int:
+def part_size(value: int | float, total: int, part: str) -> int:
+    """Images that a size asks for: an int, or a fraction of ``total``. ``DataError`` for anything else."""
     if isinstance(value, Integral) and not isinstance(value, bool) and value >= 0:
         return int(value)
     if isinstance(value, Real) and not isinstance(value, Integral) and 0 <= value < 1:

@@ -1,0 +1,309 @@
+"""The options of ``nfkernels train`` in one table: the command line, a file and a preset are read by it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .presets import PRESETS
+from .recipe import OPTIMIZERS, PRECISIONS, SCHEDULES, GlowShape, Recipe, most_threads
+
+# The names that ScaleMap.parse knows, told here because this module is read before torch is.
+SCALE_MAPS = ("additive", "exp", "glow", "nflows", "nflows_softplus", "freia", "realnvp", "zuko")
+PROGRESS = ("auto", "bar", "lines", "none")
+_LARGEST_SIDE = 16384  # pixels that --size takes
+
+
+# --- kinds of values: a text of the command line, or a value of a file, in; the value, or a ValueError, out ----------
+
+
+def name(text: Any) -> str:
+    """Of a file, folder or class. An empty one is mostly a shell variable that is not set: never a default."""
+    if not isinstance(text, str) or not text:
+        raise ValueError("expected a name; leave the option away for its default")
+    return text
+
+
+def whole(least: int, most: int = 2**32 - 1) -> Callable[[Any], int]:
+    def parse(given: Any) -> int:
+        value = _int(given)
+        if value is None or not least <= value <= most:
+            raise ValueError(f"expected a whole number, at least {least} and at most {most}")
+        return value
+
+    return parse
+
+
+def number(least: float, below: float = math.inf, *, above: bool = False, up_to: bool = False) -> Callable:
+    """Of at least ``least`` (more than it with ``above``), below ``below`` (or as much with ``up_to``)."""
+
+    def parse(given: Any) -> float:
+        try:
+            value = math.nan if isinstance(given, bool) else float(given)
+        except (TypeError, ValueError, OverflowError):
+            value = math.nan
+        if not (least <= value < below or (up_to and value == below)) or (above and value == least):
+            bounds = f"above {least:g}" if above else f"of at least {least:g}"
+            upper = "" if below == math.inf else f" and {'at most' if up_to else 'below'} {below:g}"
+            raise ValueError(f"expected a number {bounds}{upper}")
+        return value
+
+    return parse
+
+
+def several(one: Callable[[Any], Any], count: int | None = None) -> Callable[[Any], tuple]:
+    """Values with commas between them, or a list."""
+
+    def parse(given: Any) -> tuple:
+        parts = given.split(",") if isinstance(given, str) else given if isinstance(given, (list, tuple)) else [given]
+        if count is not None and len(parts) != count:
+            raise ValueError(f"expected {count} values with a comma between them")
+        try:
+            values = tuple(one(part) for part in parts)
+        except ValueError as error:
+            raise ValueError(f"{error} (each of several)" if len(parts) > 1 else str(error)) from None
+        if not values:
+            raise ValueError("expected at least one value")
+        return values
+
+    return parse
+
+
+def depth(given: Any) -> int | tuple[int, ...]:
+    counts = several(whole(1))(given)
+    return counts[0] if len(counts) == 1 else counts
+
+
+def size(given: Any) -> list[int]:
+    sides = [_int(side) for side in given] if isinstance(given, (list, tuple)) else [0]
+    match = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", str(given).lower())
+    if match and not isinstance(given, bool):
+        sides = [int(match[1]), int(match[2] or match[1])]
+    if len(sides) != 2 or not all(side is not None and 1 <= side <= _LARGEST_SIDE for side in sides):
+        raise ValueError(f"expected a size such as 32, or height x width such as 28x32, {_LARGEST_SIDE} at most")
+    return sides
+
+
+def device(text: Any) -> str:
+    if not isinstance(text, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,2})?", text):
+        raise ValueError("expected auto, cpu, cuda, cuda:<0 to 99> or mps")  # torch numbers no more than 128 devices
+    return text
+
+
+def _int(given: Any) -> int | None:
+    if isinstance(given, bool) or not isinstance(given, (int, str)):
+        return None
+    try:
+        return int(given)
+    except ValueError:
+        return None
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option.
+
+    Args:
+        name: as in a file, and on the command line with dashes and two in front.
+        group: heading in ``--help``.
+        text: its help, to which the default is added.
+        kind: turns what was given into the value; None for a switch.
+        default: where nothing gives it.
+        shown: the default in words, instead of its value.
+        choices: the values there are, instead of a ``kind``.
+        metavar: of the value in ``--help``.
+        file: whether a file may give it.
+    """
+
+    name: str
+    group: str
+    text: str
+    kind: Callable[[Any], Any] | None = None
+    default: Any = None
+    shown: str | None = None
+    choices: tuple[Any, ...] | None = None
+    metavar: str | None = "N"
+    file: bool = True
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def is_switch(self) -> bool:
+        return self.kind is None and self.choices is None
+
+    @property
+    def help(self) -> str:
+        shown = self.shown or (None if self.default is None else _shown(self.default))
+        return self.text if shown is None or self.is_switch else f"{self.text} (default {shown})"
+
+    def read(self, given: Any) -> Any:
+        """The value of what a file or preset gives. ``ValueError``: "expected ..."."""
+        if given is None:
+            if self.default is None:
+                return None
+            raise ValueError(f"expected a value; leave {self.name} out for its default, {_shown(self.default)}")
+        if self.choices is not None:
+            if isinstance(given, bool) or given not in self.choices:
+                raise ValueError(f"expected one of {', '.join(map(str, self.choices))}")
+            return self.choices[self.choices.index(given)]
+        if self.is_switch:
+            if not isinstance(given, bool):
+                raise ValueError("expected true or false")
+            return given
+        # A quoted number is a word, but for those that YAML 1.1 takes for one: 1e-3 has no dot.
+        exponent = isinstance(given, str) and re.fullmatch(r"[+-]?[0-9.]+[eE][+-]?[0-9]+", given)
+        if isinstance(given, str) and self.metavar in ("N", "X", "P") and not exponent:
+            try:
+                self.kind("?")
+            except ValueError as error:
+                raise ValueError(f"{error}, not text") from None
+        return self.kind(given)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(_shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _table() -> dict[str, Option]:
+    recipe, shape = asdict(Recipe()), asdict(GlowShape())
+    rows: list[Option] = []
+
+    def row(group: str, option: str, kind: Callable | None, text: str, metavar: str | None = "N", **rest: Any) -> None:
+        rows.append(Option(option, group, text, kind, metavar=metavar, **rest))
+
+    def choice(group: str, option: str, text: str, choices: tuple, **rest: Any) -> None:
+        rows.append(Option(option, group, text, choices=choices, metavar=None, **rest))
+
+    where = "data and folders"
+    row(
+        where,
+        "data",
+        name,
+        "the digits (default); a folder of images, flat or one sub-folder per class; a folder of idx files (MNIST) or "
+        "of CIFAR's python batches; an .npz or .npy file of uint8 images",
+        "digits|PATH",
+    )
+    row(where, "size", size, "resize and crop the images to this size", "N|HxW")
+    choice(where, "channels", "1 makes colour images grey, 3 grey ones RGB", (1, 3))
+    row(where, "n_bits", whole(1, 8), "keep the upper bits of every pixel value: 5 leaves 32 grey levels")
+    row(where, "out", name, "run folder (default: the next free runs/<data>-<n>)", "DIR")
+    row(where, "resume", name, "go on with the run in this folder, exactly where it stopped", "RUN", file=False)
+    choice(where, "preset", "the options of a published model, see docs/training.md", tuple(PRESETS))
+
+    model = "model"
+    row(model, "levels", whole(1), "levels (default: by image size, 3 at most)")
+    row(model, "depth", depth, "Glow steps of every level, or of each", "N[,N...]", default=shape["depth"])
+    for option, kind, text, metavar in (
+        ("width", whole(1), "of the networks", "N"),
+        ("dropout", number(0, 1), "in the networks", "P"),
+    ):
+        row(model, option, kind, text, metavar, default=shape[option])
+    choice(model, "dropout_of", "what is dropped", ("element", "channel"), default=shape["dropout_of"])
+    row(model, "kernel", whole(1), "side of the networks' first convolution, odd", default=shape["kernel"])
+    row(model, "last_kernel", whole(1), "of the last one (default: as --kernel)")
+    choice(model, "scale_map", "of the couplings", SCALE_MAPS, default=shape["scale_map"])
+    choice(model, "order", "of the couplings", ("scale_first", "shift_first"), default=shape["order"])
+    kept = ("stored", "reversible")
+    text = "what training keeps: all activations, or each level's output, from which it rebuilds them"
+    choice(model, "memory", text, kept, default=shape["memory"])
+    noise = ("uniform", "variational")
+    choice(model, "dequantization", "how images become continuous", noise, default=shape["dequantization"])
+    row(model, "classes", None, "condition on the class of each image", default=False)
+    row(model, "class_width", whole(1), "numbers that a class becomes", default=shape["class_width"])
+
+    how = "training"
+    kinds = {
+        "steps": (whole(1), "optimiser steps in all; on --resume, more stretch the schedule to the new end", "N"),
+        "batch_size": (whole(1), "images per step", "N"),
+        "accumulate": (whole(1), "parts in which a step's batch is gone through, for less memory", "N"),
+        "optimizer": (OPTIMIZERS, "torch's own", None),
+        "lr": (number(0, above=True), "largest learning rate", "X"),
+        "schedule": (SCHEDULES, "of the learning rate", None),
+        "lr_end": (number(0, 1, up_to=True), "share of --lr left at the last step", "X"),
+        "warmup": (whole(0), "steps over which the learning rate rises", "N"),
+        "betas": (several(number(0, 1), 2), "of the optimiser", "X,X"),
+        "weight_decay": (number(0), "of the networks' convolutions", "X"),
+        "clip": (number(0), "largest gradient norm, 0 for any", "X"),
+        "ema": (number(0, 1), "averaging of the weights, 0 for none", "X"),
+        "precision": (PRECISIONS, "of the networks; all else is float32", None),
+        "flip": (None, "mirror each training image left-right with probability one half", None),
+        "validate_every": (whole(1), "steps between validations", "N"),
+        "validation_draws": (whole(1), "dequantisation draws per validation image", "N"),
+        "patience": (whole(1), "validations without a new best that end the run", "N"),
+        "log_every": (whole(1), "steps per line of metrics.jsonl", "N"),
+        "seed": (whole(0), "of weights, data order, noise and dropout", "N"),
+    }
+    words = {"lr_end": "0, exponential 0.01"}
+    for option, (kind, text, metavar) in kinds.items():
+        rest = {"default": recipe[option], "shown": words.get(option)}
+        if isinstance(kind, tuple):
+            choice(how, option, text, kind, **rest)
+        else:
+            row(how, option, kind, text, metavar, **rest)
+    choice(how, "progress", "how to show it", PROGRESS, default="auto", shown="auto: a bar on a terminal, else lines")
+    row(
+        how, "tensorboard", None, "also write the metrics, and samples of each new best, for TensorBoard", default=False
+    )
+
+    machine = "machine"
+    row(machine, "device", device, "cpu, cuda, cuda:1 (default: cuda if here)", "NAME")
+    row(machine, "threads", whole(1, most_threads()), "CPU threads (default: PyTorch's own choice)")
+    text = "replay each training step on a GPU as one captured graph"
+    row(machine, "cuda_graph", None, text, default=True)
+    return {option.name: option for option in rows}
+
+
+TRAIN: dict[str, Option] = _table()
+# Options of `train` by the argument of Glow that they set.
+GLOW_ARGUMENTS = {
+    **{field: field for field in asdict(GlowShape())},
+    "depth": "steps",
+    "width": "hidden",
+}
+
+
+# --- what holds in the end ------------------------------------------------------------------------------------------
+
+
+def merged(given: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for: the command line's word before the file's, and that before the preset's.
+
+    Options that nobody gave, and those given as None, are left out.
+    """
+    layers = {**file, **given}
+    layers = {**PRESETS.get(layers.get("preset") or "", {}), **layers}
+    return {option: value for option, value in layers.items() if value is not None}
+
+
+def as_text(asked: Mapping[str, Any], form: str) -> str:
+    """All options with the values they come to, as a file that ``--config`` reads: ``form`` is "yaml" or "json"."""
+    kept = [option for option in TRAIN.values() if option.file]
+    values = {option.name: asked.get(option.name, option.default) for option in kept}
+    if form == "json":
+        return json.dumps(values, indent=2, ensure_ascii=False)
+    lines, group = [], None
+    for option in kept:
+        if option.group != group:
+            lines += [f"{'' if group is None else chr(10)}# {option.group}"]
+            group = option.group
+        lines.append(f"{option.name}: {_yaml(values[option.name])}")
+    return "\n".join(lines)
+
+
+def _yaml(value: Any) -> str:
+    """JSON is YAML, but for numbers such as 1e-05: YAML 1.1 wants a dot in them."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_yaml, value))}]"
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub(r"^(-?\d+)e", r"\1.0e", text) if isinstance(value, float) else text
