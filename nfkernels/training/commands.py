@@ -14,7 +14,7 @@ import torch
 from .. import __version__
 from . import session
 from .checkpoint import read_facts
-from .data import ImageData
+from .data import ImageData, ImageStream
 from .data.image_data import need
 from .distributed import Ranks, device_of, launched, remember, remembered, started
 from .errors import TrainingError
@@ -34,7 +34,7 @@ from .tensorboard import Board, need_tensorboard
 if TYPE_CHECKING:
     from ..nn import ImageFlow
 
-Parts = tuple[ImageData, ImageData, ImageData]  # train, validation, test
+Parts = tuple[ImageData | ImageStream, ImageData, ImageData]  # train, validation, test
 
 _SAMPLES_DRAWN = 64
 _TEST_DRAWS = 20
@@ -65,14 +65,17 @@ def train(options: argparse.Namespace) -> int:
     with session.using(folder.path), session.computing(precision, device):
         outcome = measure(flow, test, draws=_TEST_DRAWS)
         samples = draw(flow, _SAMPLES_DRAWN, session.class_names(flow, config), None, 1.0, 0)
-    pixels = independent_pixel_bits(training, validation, test)
     uniform = uniform_bits(training.grey_levels)
-    test_entry = {"step": result.step, "test_bpd": outcome.mean, "test_standard_error": outcome.standard_error}
-    folder.log(test_entry | {"independent_pixels_bpd": pixels.mean, "uniform_bpd": uniform})
+    # Of a stream nobody counts the pixels: that takes a pass over all its pictures.
+    pixels = None if isinstance(training, ImageStream) else independent_pixel_bits(training, validation, test)
+    entry = {"step": result.step, "test_bpd": outcome.mean, "test_standard_error": outcome.standard_error}
+    entry |= {} if pixels is None else {"independent_pixels_bpd": pixels.mean}
+    folder.log(entry | {"uniform_bpd": uniform})
+    baselines = {} if pixels is None else {"independent pixels": pixels.mean}
     loss_curve(
         folder.loss,
         result.history,
-        baselines={"independent pixels": pixels.mean, "uniform": uniform},
+        baselines=baselines | {"uniform": uniform},
         best=None if result.best is None else (result.best_step, result.best),
         title=f"{training.name}: {outcome.mean:.3f} bits per dimension on the test part",
     )
@@ -147,9 +150,10 @@ def _new_run(options: argparse.Namespace) -> tuple[dict[str, Any], Parts]:
         "size": options.size,
         "channels": options.channels,
         "bits": options.n_bits,
+        "stream": options.stream,
         "split_seed": session.SPLIT_SEED,
     }
-    parts = session.run_data({"data": data})
+    parts = session.run_data({"data": data}, workers=options.workers)
     data |= {"name": parts[0].name, "images": [len(part) for part in parts]}
     data["classes"] = None if parts[0].classes is None else list(parts[0].classes)
     shape = {name: getattr(options, name) for name in GLOW_ARGUMENTS if getattr(options, name) is not None}
@@ -181,6 +185,7 @@ def _old_run(options: argparse.Namespace, folder: RunFolder) -> tuple[dict[str, 
     asked["--classes"] = (options.classes, bool(model.get("classes")))
     asked["--channels"] = (options.channels, data.get("channels"))
     asked["--size"] = (options.size, data.get("size"))
+    asked["--stream"] = (options.stream, data.get("stream"))
     asked["--n-bits"] = (options.n_bits, data.get("bits"))
     for option, (wish, has) in asked.items():
         wish = list(wish) if isinstance(wish, tuple) else wish
@@ -194,7 +199,8 @@ def _old_run(options: argparse.Namespace, folder: RunFolder) -> tuple[dict[str, 
         data = {**data, "source": session.absolute(options.data)}
     # Sums run in another order on another number of threads: the run's own, unless told otherwise.
     session.set_threads(options.threads or config.get("threads"))
-    return {**config, "data": data}, session.run_data({"data": data}, may_have_moved=options.data is None)
+    parts = session.run_data({"data": data}, may_have_moved=options.data is None, workers=options.workers)
+    return {**config, "data": data}, parts
 
 
 def _differs(option: str, wish: Any, has: Any) -> str:
@@ -211,8 +217,9 @@ def _print_head(
     model: dict[str, Any], parts: Parts, flow: ImageFlow, device: torch.device, folder: RunFolder, ranks: Ranks
 ) -> None:
     training, validation, test = parts
-    depth, height, width = training.images.shape[1:]
+    depth, height, width = training.image_shape
     colour = {1: "grey", 3: "RGB"}.get(depth, f"{depth} channels")
+    streamed = " as a stream" if isinstance(training, ImageStream) else ""
     classes = f", {model['classes']} classes" if model["classes"] else ""
     parameters = sum(p.numel() for p in flow.parameters())
     counts = model["steps"]
@@ -220,7 +227,7 @@ def _print_head(
     threads = f", {session.many(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
     threads += f", in {ranks.world} processes" if ranks.world > 1 else ""
     print(
-        f"data   {training.name}: {session.many(len(training), 'image')} to train on, "
+        f"data   {training.name}: {session.many(len(training), 'image')} to train on{streamed}, "
         f"{len(validation)} for validation, {len(test)} for the test "
         f"({height} x {width}, {colour}, {training.grey_levels} levels)\n"
         f"model  Glow: {session.many(model['levels'], 'level')} of {steps}, width {model['hidden']}"
@@ -231,17 +238,18 @@ def _print_head(
 
 
 def _print_result(
-    result: FitResult, outcome: Evaluation, pixels: Evaluation, uniform: float, folder: RunFolder, duration: str
+    result: FitResult, outcome: Evaluation, pixels: Evaluation | None, uniform: float, folder: RunFolder, duration: str
 ) -> None:
     early = " (stopped early: validation got no better)" if result.stopped == "early" else ""
     print(f"\n{session.many(result.step, 'step')}{early}, {duration}", end="")
     if result.best is not None:
         print(f"; best validation {result.best:.3f} at step {result.best_step}, last {result.validation:.3f}", end="")
+    counted = "" if pixels is None else f"  independent pixels  {pixels.mean:.3f} +- {pixels.standard_error:.3f}\n"
     print(
         f"\n\nbits per dimension on {session.many(outcome.samples, 'test image')}, lower is better\n"
         f"  this flow           {outcome.mean:.3f} +- {outcome.standard_error:.3f}   "
         f"(mean of {outcome.draws} dequantisation draws; standard error over images)\n"
-        f"  independent pixels  {pixels.mean:.3f} +- {pixels.standard_error:.3f}\n"
+        f"{counted}"
         f"  uniform             {uniform:.3f}\n"
         f"\nin {folder.path}: {folder.samples.name}, {folder.loss.name}, {folder.model.name}, "
         f"{folder.checkpoint.name}, {folder.metrics.name}, {folder.timing.name}, {folder.config.name}\n"

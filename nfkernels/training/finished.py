@@ -187,7 +187,7 @@ def _images_to_measure(options: argparse.Namespace, flow: ImageFlow, config: dic
         # Of 256 levels, as all sets but the digits have them, those that the flow was trained on.
         bits = flow.grey_levels.bit_length() - 1
         bits = None if source == "digits" or flow.grey_levels == 256 or flow.grey_levels != 2**bits else bits
-        data = load_images(source, size=(height, width), channels=depth, bits=bits)
+        data = load_images(source, size=(height, width), channels=depth, bits=bits, stream=False)
         data, part = (data, "all images") if data.test is None else (data.test, "test part")
     if data.grey_levels != flow.grey_levels:
         raise TrainingError(

@@ -143,7 +143,9 @@ class Option:
     @property
     def help(self) -> str:
         shown = self.shown or (None if self.default is None else _shown(self.default))
-        return self.text if shown is None or self.is_switch else f"{self.text} (default {shown})"
+        if self.is_switch:
+            return f"{self.text} (default on)" if self.default else self.text
+        return self.text if shown is None else f"{self.text} (default {shown})"
 
     def read(self, given: Any) -> Any:
         """The value of what a file or preset gives. ``ValueError``: "expected ..."."""
@@ -197,6 +199,9 @@ def _table() -> dict[str, Option]:
     row(where, "size", size, "resize and crop the images to this size", "N|HxW")
     choice(where, "channels", "1 makes colour images grey, 3 grey ones RGB", (1, 3))
     row(where, "n_bits", whole(1, 8), "keep the upper bits of every pixel value: 5 leaves 32 grey levels")
+    text = "read pictures while they are trained on (default: where they would take more than 4 GiB in memory)"
+    row(where, "stream", None, text)
+    row(where, "workers", whole(0, 1024), "processes that decode a stream (default: the cores to spare, 8 at most)")
     row(where, "out", name, "run folder (default: the next free runs/<data>-<n>)", "DIR")
     row(where, "resume", name, "go on with the run in this folder, exactly where it stopped", "RUN", file=False)
     choice(where, "preset", "the options of a published model, see docs/training.md", tuple(PRESETS))

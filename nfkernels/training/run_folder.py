@@ -147,6 +147,7 @@ def check_config(config: Any, where: object) -> dict[str, Any]:
             "size": lambda v: v is None or several(v, size, 2),
             "channels": lambda v: v is None or size(v),
             "bits": lambda v: v is None or is_whole(v, 1, 8),
+            "stream": lambda v: v is None or isinstance(v, bool),
             "split_seed": is_whole,
             "classes": lambda v: v is None or several(v, word),
         },

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .data import DataError, ImageData, load_images, split
+from .data import DataError, ImageData, ImageStream, load_images, split
 from .errors import TrainingError, is_out_of_memory
 from .recipe import PRECISIONS, GlowShape, auto_levels
 from .run_folder import RunFolder
@@ -76,9 +76,9 @@ def precision_of(config: dict[str, Any]) -> str:
 # --- the flow of a run ----------------------------------------------------------------------------------------------
 
 
-def describe_glow(data: ImageData, shape: GlowShape, *, conditional: bool) -> dict[str, Any]:
+def describe_glow(data: ImageData | ImageStream, shape: GlowShape, *, conditional: bool) -> dict[str, Any]:
     """The arguments of ``Glow`` for these images, JSON-able. ``TrainingError`` for images it cannot halve."""
-    depth, height, width = data.images.shape[1:]
+    depth, height, width = data.image_shape
     levels = auto_levels(height, width) if shape.levels is None else shape.levels
     if levels == 0 or height % 2**levels or width % 2**levels:
         need = f"halved {levels} times, as {levels} levels need" if levels > 1 else "halved, as a level needs"
@@ -180,18 +180,20 @@ def checkpoint_of(path: str | os.PathLike[str]) -> RunFolder:
     return folder
 
 
-def run_data(config: dict[str, Any], *, may_have_moved: bool = False) -> tuple[ImageData, ImageData, ImageData]:
+def run_data(
+    config: dict[str, Any], *, may_have_moved: bool = False, workers: int | None = None
+) -> tuple[ImageData | ImageStream, ImageData, ImageData]:
     """The train, validation and test parts that a configuration describes. ``DataError`` where they are gone."""
     try:
         data = config["data"]
         source, size, channels, seed = data["source"], data["size"], data["channels"], data["split_seed"]
-        bits = data.get("bits")
+        how = {"channels": channels, "bits": data.get("bits"), "stream": data.get("stream"), "workers": workers}
     except (KeyError, TypeError) as error:
         raise TrainingError(f"the run's configuration does not say what data it used ({error})") from error
     if may_have_moved and source != "digits" and not Path(source).expanduser().exists():
         raise TrainingError(f"the run's data, {source}, is not there any more: if it moved, give --data PATH")
     size = None if size is None else tuple(size)
-    return split(load_images(source, size=size, channels=channels, bits=bits), seed=seed)
+    return split(load_images(source, size=size, **how), seed=seed)
 
 
 def class_names(flow: ImageFlow, config: dict[str, Any]) -> list[str] | None:

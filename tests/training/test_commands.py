@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -200,6 +201,31 @@ def test_the_graph_is_an_option_of_fit(monkeypatch, arguments, wish):
     monkeypatch.setattr(commands, "fit", seen)
     with pytest.raises(Enough):
         cli.main(["train", *QUICK, *arguments])
+
+
+def test_a_folder_is_streamed_to_the_same_end(capsys):
+    from PIL import Image
+
+    os.mkdir("pictures")
+    generator = torch.Generator().manual_seed(0)
+    for index in range(40):
+        values = torch.randint(0, 256, (8, 8, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(values.numpy()).save(f"pictures/{index}.png")
+    arguments = ["--data", "pictures", "--batch-size", "4", "--quiet", "--stream", "--workers", "0", "--n-bits", "5"]
+    assert cli.main(["train", *QUICK, *arguments, "--out", "run"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "pictures: 32 images to train on as a stream, 4 for validation, 4 for the test (8 x 8, RGB, 32 levels)" in said
+    )
+    assert "independent pixels" not in said
+    assert json.loads(Path("run/config.json").read_text())["data"]["stream"] is True
+    assert cli.main(["train", "--resume", "run", "--steps", "8", "--workers", "0"]) == 0
+    assert "the run has --stream" in refused(capsys, "train", "--resume", "run", "--no-stream")
+    assert cli.main(["evaluate", "run", "--draws", "1"]) == 0
+    shutil.copytree("pictures", "others")
+    capsys.readouterr()
+    assert cli.main(["evaluate", "run", "--data", "others", "--draws", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 40
 
 
 def test_the_folder_for_runs_may_be_a_file(capsys):
