@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .data.image_data import DataError, ImageData
 from .distributed import Ranks
+from .graph import captured
 from .samples import Data, Samples, as_samples, is_image_flow, unit_of
 
 if TYPE_CHECKING:
@@ -61,7 +62,9 @@ class Reconstruction:
     largest: float
 
 
-def evaluate(flow: Flow, data: Data, *, draws: int = 20, importance_samples: int = 1, seed: int = 0) -> Evaluation:
+def evaluate(
+    flow: Flow, data: Data, *, draws: int = 20, importance_samples: int = 1, seed: int = 0, cuda_graph: bool = True
+) -> Evaluation:
     """The loss of ``flow`` on ``data``, in evaluation mode, on the flow's device; the same for the same seed.
 
     Args:
@@ -71,6 +74,7 @@ def evaluate(flow: Flow, data: Data, *, draws: int = 20, importance_samples: int
         importance_samples: of an image flow, the dequantisation draws whose densities are averaged in every one of the
             ``draws``: the more, the tighter the bound. 1 is the usual one.
         seed: of the draws.
+        cuda_graph: as in ``fit``.
 
     Raises:
         DataError: data that the flow cannot take.
@@ -83,7 +87,8 @@ def evaluate(flow: Flow, data: Data, *, draws: int = 20, importance_samples: int
     device = _device(flow)
     draws, importance_samples = (draws, importance_samples) if is_image_flow(flow) else (1, 1)
     generator = torch.Generator(device).manual_seed(seed)
-    values = sample_losses(flow, samples, draws=draws, importance_samples=importance_samples, generator=generator)
+    with captured(flow, cuda_graph=cuda_graph):
+        values = sample_losses(flow, samples, draws=draws, importance_samples=importance_samples, generator=generator)
     mean, error = mean_and_error(values)
     return Evaluation(mean, error, len(samples), draws, unit_of(flow), importance_samples)
 

@@ -20,6 +20,7 @@ from .data.image_data import need
 from .errors import TrainingError
 from .evaluation import evaluate as measure
 from .evaluation import images_at_once, reconstruction, round_trip_error, uniform_bits
+from .graph import captured
 from .plots import image_grid
 from .run_folder import RunFolder
 
@@ -59,10 +60,11 @@ def draw(
     device = next(flow.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     how = {"temperature": temperature, "generator": generator, "batch_size": images_at_once(flow.event_shape)}
-    if names is None:
-        return flow.sample(count, **how).cpu()
-    labels = torch.arange(count) % len(names) if label is None else torch.full((count,), label)
-    return flow.sample(1, labels.to(device), **how)[0].cpu()
+    with captured(flow):
+        if names is None:
+            return flow.sample(count, **how).cpu()
+        labels = torch.arange(count) % len(names) if label is None else torch.full((count,), label)
+        return flow.sample(1, labels.to(device), **how)[0].cpu()
 
 
 # --- interpolate ----------------------------------------------------------------------------------------------------

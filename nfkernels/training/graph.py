@@ -164,6 +164,12 @@ class CapturedPasses:
             delattr(self._bijection, name)
 
 
+def captured(flow: Flow, *, cuda_graph: bool = True) -> CapturedPasses:
+    """``CapturedPasses`` of a flow where it is, for one ``with``; ``cuda_graph=False`` changes nothing in it."""
+    device = next(flow.parameters(), torch.empty(0)).device
+    return CapturedPasses(flow, recorder_on(device) if cuda_graph else None)
+
+
 def recorder_on(device: torch.device) -> Recorder | None:
     """What records on a device: None where there are no graphs, and nothing that could be said about it."""
     return CudaRecorder(device) if device.type == "cuda" else None

@@ -8,9 +8,11 @@ import pytest
 import torch
 from tiny import QUICK, glow, stripes, tabular
 
-from nfkernels.training import fit, graph, trainer
+from nfkernels.training import Recipe, evaluate, finished, fit, graph, trainer
+from nfkernels.training.finished import draw
 from nfkernels.training.graph import CapturedCall, CapturedPasses, CudaRecorder, recorder_on
 from nfkernels.training.optim import Optimizer
+from nfkernels.training.step import LossModule, TrainStep
 
 
 class Played:
@@ -252,6 +254,30 @@ def test_a_recording_that_fails_half_way_leaves_nothing_behind(monkeypatch, tmp_
     assert all(torch.equal(plain[0][name], captured[0][name]) for name in plain[0])
 
 
+def test_batches_that_come_from_elsewhere_are_copied_into_the_recorded_memory():
+    data, ends = stripes(64, labels=True), []
+    for stub in (None, Stub()):
+        flow, places = glow(classes=2), []
+        flow(data.images, data.labels)
+        torch.manual_seed(1)  # dropout
+        noise = torch.Generator().manual_seed(0)
+        adam = Optimizer(flow, Recipe(batch_size=8, steps=8, flip=True, accumulate=2))
+        step = TrainStep(LossModule(flow), adam, torch.zeros(3), noise)
+
+        def run(images, labels, step=step, places=places):
+            places.append(images.data_ptr())
+            step.run(images, labels)
+
+        call = CapturedCall(run, stub, "the step", generators=[noise])
+        for at in range(8):
+            adam.prepare(at)
+            rows = slice(at * 8, at * 8 + 8)
+            call(data.images[rows], data.labels[rows])
+        ends.append([*flow.state_dict().values(), *adam.state_dict().values(), step.sums])
+    assert all(map(torch.equal, *ends))
+    assert len(set(places[3:])) == 1
+
+
 def test_graphs_can_be_turned_off(monkeypatch):
     stub = Stub()
     monkeypatch.setattr(trainer, "recorder_on", lambda device: stub)
@@ -308,6 +334,26 @@ def test_passes_of_a_flow_are_captured_only_where_no_gradients_are_needed():
     assert [played.count for played in stub.recordings] > counts
     with CapturedPasses(flow, None):
         assert "forward" not in vars(flow.bijection)
+
+
+def test_evaluating_and_drawing_are_captured(monkeypatch):
+    flow, data, stubs = glow().eval(), stripes(20), []
+    with torch.no_grad():
+        flow.train()(data.images)
+        flow.eval()
+
+    def results(**options):
+        return evaluate(flow, data, draws=6, **options), draw(flow, 10, None, None, 0.7, seed=0)
+
+    loss, images = results()
+    monkeypatch.setattr(graph, "recorder_on", lambda device: stubs.append(Stub()) or stubs[-1])
+    monkeypatch.setattr(finished, "images_at_once", lambda shape: 2)
+    captured, drawn = results()
+    assert captured == loss
+    assert torch.equal(drawn, images)
+    assert [[played.count for played in stub.recordings] for stub in stubs] == [[3], [2]]
+    assert evaluate(flow, data, draws=6, cuda_graph=False) == loss
+    assert len(stubs) == 2
 
 
 def test_lengths_and_other_contexts_are_left_to_the_flow():
