@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks gpu | cpu | complexity | linear | report`` (see benchmarks/README.md)."""
+"""``python -m benchmarks gpu | cpu | complexity | linear | glow | report`` (see benchmarks/README.md)."""
 
 from __future__ import annotations
 
@@ -36,6 +36,22 @@ def parser() -> argparse.ArgumentParser:
             text = "budget; layers that do not fit are recorded as not reached (default: none)"
             sub.add_argument("--minutes", type=float, help=text)
             sub.add_argument("--layers", nargs="+", default=[], metavar="NAME", help="only layers that start like this")
+    text = "nfkernels' Glow beside the same in plain PyTorch and normflows"
+    sub = commands.add_parser("glow", help=text, description=text)
+    sub.add_argument("--out", type=Path, default=RESULTS, help="results go to OUT/<device>/ (default: %(default)s)")
+    sub.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
+    sub.add_argument("--minutes", type=float, help="budget; what does not fit is recorded as not reached")
+    sub.add_argument("--seconds", type=float, help="per contender: of one measure (20), or of training (600)")
+    sub.add_argument("--preset", nargs="+", default=[], metavar="NAME", help="only these setups, or depth")
+    sub.add_argument("--contenders", nargs="+", default=[], metavar="NAME", help="only these")
+    sub.add_argument("--quick", action="store_true", help="a tiny model, hardly timed: does it run?")
+    sub.add_argument("--commit", help="the commit measured, where the tree has no git")
+    sub.add_argument("--train", action="store_true", help="bits per dimension over seconds, on --data")
+    sub.add_argument("--data", metavar="PATH", help="of --train: what `nfkernels train` takes (default: digits)")
+    sub.add_argument("--depth", type=int, help="of --train: steps of flow per level")
+    sub.add_argument("--width", type=int, help="of --train: hidden channels of the networks")
+    sub.add_argument("--batch", type=int, help="of --train: images per step")
+    sub.add_argument("--lr", type=float, help="of --train: largest learning rate")
     text = "results to README tables and plots"
     sub = commands.add_parser("report", help=text, description=text)
     sub.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is not what results say")
@@ -57,6 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
             from .complexity import bars
 
             return bars.run(args.out, quick=args.quick, commit=args.commit)
+        if args.command == "glow":
+            return glow(args)
         common = {"minutes": args.minutes, "quick": args.quick, "names": args.ops, "commit": args.commit}
         if args.command == "gpu":
             from . import gpu
@@ -68,6 +86,20 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+
+
+def glow(args: argparse.Namespace) -> int:
+    common = {"device": args.device, "quick": args.quick, "names": args.contenders, "commit": args.commit}
+    if args.seconds is not None:
+        common["seconds"] = args.seconds
+    if args.train:
+        from .glow import train
+
+        sizes = {name: getattr(args, name) for name in ("depth", "width", "batch", "lr") if getattr(args, name)}
+        return train.run(args.out, data=args.data or "digits", **common, **sizes)
+    from .glow import run
+
+    return run.run(args.out, minutes=args.minutes, only=args.preset, **common)
 
 
 if __name__ == "__main__":

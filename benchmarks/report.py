@@ -1,4 +1,4 @@
-"""``python -m benchmarks report``: results to the README's block, a page and a picture per device, and the page of the
+"""``python -m benchmarks report``: results to the README's blocks, pages and pictures per device, and the page of the
 linear flows. Nothing is typed."""
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def run(*, check: bool, root: Path = ROOT) -> int:
     found = devices(root / "benchmarks" / "results")
     texts = {root / "README.md": readme(root, found)}
     texts |= linear_flows(root)
+    texts |= glow_pages(root)
     for name, data in found.items():
         texts[root / "benchmarks" / "results" / name / "README.md"] = device_page(data, source(data))
     stale = [path for path, text in texts.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
@@ -64,7 +65,15 @@ def run(*, check: bool, root: Path = ROOT) -> int:
 
 
 def redraw(root: Path) -> None:
-    """The linear flows' pictures."""
+    """The linear flows' pictures, and those of trained Glows."""
+    from .glow import page as glow_page
+    from .glow import picture as glow_picture
+
+    for folder, data in glow_page.devices(root / "benchmarks" / "results").items():
+        for entry in data["entries"]:
+            if entry["id"].startswith("train"):
+                path = root / "benchmarks" / "results" / folder / glow_page.picture_name(entry["id"])
+                glow_picture.draw(entry, data, path)
     from .complexity import page, picture
 
     for folder, (sweeps, _) in page.measured(root / "benchmarks" / "results").items():
@@ -83,11 +92,26 @@ def plottable(data: dict[str, Any]) -> bool:
 
 
 def readme(root: Path, found: dict[str, dict]) -> str:
-    """The README with its block made anew."""
+    """The README with its blocks made anew; that of the Glow is wanted once there are results of it."""
+    from .glow import page
+
     text = (root / "README.md").read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"README.md must hold {BEGIN} and {END} once each")
-    return filled(text, BEGIN, END, block(root, found))
+    results = root / "benchmarks" / "results"
+    made = {(BEGIN, END): block(root, found)}
+    if page.BEGIN in text or page.devices(results):
+        made[page.BEGIN, page.END] = page.block(results)
+    for (begin, end), of in made.items():
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"README.md must hold {begin} and {end} once each")
+        text = filled(text, begin, end, of)
+    return text
+
+
+def glow_pages(root: Path) -> dict[Path, str]:
+    from .glow import page
+
+    results = root / "benchmarks" / "results"
+    return {results / name / "glow.md": page.text(data) for name, data in page.devices(results).items()}
 
 
 def filled(text: str, begin: str, end: str, block: str) -> str:
@@ -185,7 +209,7 @@ def _cell(measured: tuple[dict, dict] | None) -> str:
 
 
 def training(path: Path) -> str:
-    """Training steps per second, from what ``benchmarks/digits.py`` wrote."""
+    """Training steps per second of the quick start's Glow, from a ``digits-steps.json``."""
     rates = json.loads(path.read_text(encoding="utf-8"))["steps_per_second"]
     own = rates["nfkernels"]
     others = ", ".join(f"{name} {rate:.1f} ({own / rate:.2f}x)" for name, rate in rates.items() if name != "nfkernels")

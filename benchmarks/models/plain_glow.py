@@ -1,16 +1,21 @@
 """A Glow in plain PyTorch, written the way every port writes it: the yardstick for nfkernels.models.Glow.
 
-Same architecture, one small call after another, ``conv2d`` networks, float32, activations stored. ``copy_weights``
-gives it the parameters of an nfkernels Glow, so that both compute the same numbers.
+Same architecture, one small call after another, ``conv2d`` networks, activations stored. ``copy_weights`` gives it the
+parameters of an nfkernels Glow, so that both compute the same numbers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Autocast = Literal["everything", "networks"] | None
 
 
 class ActNorm(nn.Module):
@@ -21,6 +26,9 @@ class ActNorm(nn.Module):
 
     def forward(self, x):
         return x * torch.exp(self.log_scale) + self.bias, self.log_scale.sum() * x.shape[2] * x.shape[3]
+
+    def inverse(self, y):
+        return (y - self.bias) * torch.exp(-self.log_scale)
 
 
 class InvConv(nn.Module):
@@ -34,11 +42,18 @@ class InvConv(nn.Module):
         self.register_buffer("mask", torch.tril(torch.ones(channels, channels), -1))
         self.register_buffer("eye", torch.eye(channels))
 
-    def forward(self, x):
+    def weight(self):
         lower = self.lower * self.mask + self.eye
         upper = self.upper * self.mask.t() + torch.diag(self.sign_s * torch.exp(self.log_s))
-        weight = self.permutation @ lower @ upper
-        return F.conv2d(x, weight[:, :, None, None]), self.log_s.sum() * x.shape[2] * x.shape[3]
+        return self.permutation @ lower @ upper
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight()[:, :, None, None]), self.log_s.sum() * x.shape[2] * x.shape[3]
+
+    def inverse(self, y):
+        weight = self.weight()  # autocast's is bfloat16, which has no inverse
+        weight = torch.inverse(weight.to(torch.promote_types(weight.dtype, torch.float32)))
+        return F.conv2d(y, weight[:, :, None, None])
 
 
 class ZeroConv(nn.Module):
@@ -52,8 +67,9 @@ class ZeroConv(nn.Module):
 
 
 class Coupling(nn.Module):
-    def __init__(self, channels: int, hidden: int, dropout: float) -> None:
+    def __init__(self, channels: int, hidden: int, dropout: float, autocast: Autocast) -> None:
         super().__init__()
+        self.autocast = autocast
         self.net = nn.Sequential(
             nn.Conv2d(channels - channels // 2, hidden, 3, padding=1),
             nn.ReLU(),
@@ -63,19 +79,31 @@ class Coupling(nn.Module):
             ZeroConv(hidden, 2 * (channels // 2)),
         )
 
+    def parts(self, x):
+        x1, x2 = halves(x)
+        if self.autocast == "networks":
+            with torch.autocast(x.device.type, torch.bfloat16):
+                params = self.net(x1)
+            params = params.to(x.dtype)
+        else:
+            params = self.net(x1)
+        shift, raw = params.chunk(2, 1)
+        return x1, x2, shift, torch.sigmoid(raw + 2)
+
     def forward(self, x):
-        kept = x.shape[1] - x.shape[1] // 2
-        x1, x2 = x[:, :kept], x[:, kept:]
-        shift, raw = self.net(x1).chunk(2, 1)
-        scale = torch.sigmoid(raw + 2)
+        x1, x2, shift, scale = self.parts(x)
         return torch.cat([x1, (x2 + shift) * scale], 1), torch.log(scale).sum((1, 2, 3))
+
+    def inverse(self, y):
+        y1, y2, shift, scale = self.parts(y)
+        return torch.cat([y1, y2 / scale - shift], 1)
 
 
 class Step(nn.Module):
-    def __init__(self, channels: int, hidden: int, dropout: float) -> None:
+    def __init__(self, channels: int, hidden: int, dropout: float, autocast: Autocast) -> None:
         super().__init__()
         self.actnorm, self.mix = ActNorm(channels), InvConv(channels)
-        self.coupling = Coupling(channels, hidden, dropout)
+        self.coupling = Coupling(channels, hidden, dropout, autocast)
 
     def forward(self, x):
         x, a = self.actnorm(x)
@@ -83,10 +111,23 @@ class Step(nn.Module):
         x, c = self.coupling(x)
         return x, a + b + c
 
+    def inverse(self, y):
+        return self.actnorm.inverse(self.mix.inverse(self.coupling.inverse(y)))
+
+
+def halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    kept = x.shape[1] - x.shape[1] // 2
+    return x[:, :kept], x[:, kept:]
+
 
 def squeeze(x: Tensor) -> Tensor:
     b, c, h, w = x.shape
     return x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(b, c * 4, h // 2, w // 2)
+
+
+def unsqueeze(x: Tensor) -> Tensor:
+    b, c, h, w = x.shape
+    return x.view(b, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(b, c // 4, h * 2, w * 2)
 
 
 def normal(z: Tensor) -> Tensor:
@@ -94,62 +135,139 @@ def normal(z: Tensor) -> Tensor:
 
 
 class PlainGlow(nn.Module):
-    def __init__(self, shape, *, levels: int, steps: int, hidden: int, grey_levels: int, dropout: float = 0.0) -> None:
+    """``autocast``: bfloat16 for everything, as most people have it (the 1x1 convolutions, and with them the data, are
+    rounded too), or for the networks only."""
+
+    def __init__(
+        self,
+        shape,
+        *,
+        levels: int,
+        steps: int,
+        hidden: int,
+        grey_levels: int,
+        dropout: float = 0.0,
+        autocast: Autocast = None,
+    ) -> None:
         super().__init__()
-        channels = shape[0]
-        self.dims, self.grey_levels = math.prod(shape), grey_levels
-        self.levels, self.priors = nn.ModuleList(), nn.ModuleList()
+        channels, height, width = shape
+        self.dims, self.grey_levels, self.autocast = math.prod(shape), grey_levels, autocast
+        self.levels, self.priors, self.shapes = nn.ModuleList(), nn.ModuleList(), []
         for level in range(levels):
-            channels *= 4
-            self.levels.append(nn.ModuleList(Step(channels, hidden, dropout) for _ in range(steps)))
+            channels, height, width = channels * 4, height // 2, width // 2
+            self.levels.append(nn.ModuleList(Step(channels, hidden, dropout, autocast) for _ in range(steps)))
             if level < levels - 1:
                 self.priors.append(ZeroConv(channels - channels // 2, 2 * (channels // 2)))
+                self.shapes.append((channels // 2, height, width))
                 channels -= channels // 2
+        self.shapes.append((channels, height, width))
         self.loc = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.log_scale = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def bits_per_dim(self, x: Tensor) -> Tensor:
         """``[B]`` for dequantised ``x`` in [0, 1)."""
-        x, total = x - 0.5, 0.0
-        for level, steps in enumerate(self.levels):
-            x = squeeze(x)
-            for step in steps:
-                x, logdet = step(x)
-                total = total + logdet
-            if level < len(self.priors):
-                kept = x.shape[1] - x.shape[1] // 2
-                x, z = x[:, :kept], x[:, kept:]
-                loc, log_scale = self.priors[level](x).chunk(2, 1)
-                total = total + normal((z - loc) * torch.exp(-log_scale)) - log_scale.sum((1, 2, 3))
-        log_scale = self.log_scale.expand_as(x)
-        total = total + normal((x - self.loc) * torch.exp(-log_scale)) - log_scale.sum((1, 2, 3))
-        return -total / (self.dims * math.log(2)) + math.log2(self.grey_levels)
+        return self.bits_and_latents(x)[0]
+
+    def latents(self, x: Tensor) -> list[Tensor]:
+        """What leaves at each level, finest first, in the coordinates of its prior."""
+        return self.bits_and_latents(x)[1]
+
+    def bits_and_latents(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        with self.precision(x.device):
+            x, total, latents = x - 0.5, 0.0, []
+            for level, steps in enumerate(self.levels):
+                x = squeeze(x)
+                for step in steps:
+                    x, logdet = step(x)
+                    total = total + logdet
+                if level < len(self.priors):
+                    x, z = halves(x)
+                    loc, log_scale = self.priors[level](x).chunk(2, 1)
+                else:
+                    z, loc, log_scale = x, self.loc, self.log_scale.expand_as(x)
+                latents.append((z - loc) * torch.exp(-log_scale))
+                total = total + normal(latents[-1]) - log_scale.sum((1, 2, 3))
+            return -total / (self.dims * math.log(2)) + math.log2(self.grey_levels), latents
+
+    def rebuild(self, latents: list[Tensor]) -> Tensor:
+        """The x of :meth:`latents`."""
+        with self.precision(latents[0].device):
+            x = latents[-1] * torch.exp(self.log_scale) + self.loc
+            for level in reversed(range(len(self.levels))):
+                if level < len(self.priors):
+                    loc, log_scale = self.priors[level](x).chunk(2, 1)
+                    x = torch.cat([x, latents[level] * torch.exp(log_scale) + loc], 1)
+                for step in reversed(self.levels[level]):
+                    x = step.inverse(x)
+                x = unsqueeze(x)
+            return x + 0.5
+
+    @torch.no_grad()
+    def sample(self, count: int) -> Tensor:
+        """Images, uint8."""
+        latents = [torch.randn(count, *shape, device=self.loc.device) for shape in self.shapes]
+        x = self.rebuild(latents).float()
+        return (x * self.grey_levels).floor().clamp(0, self.grey_levels - 1).to(torch.uint8)
+
+    def precision(self, device: torch.device) -> contextlib.AbstractContextManager:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.autocast == "everything")
+
+
+Pair = tuple[str, Tensor, Tensor, Callable[[Tensor], Tensor]]
+
+
+def pairs(plain: PlainGlow, glow) -> Iterator[Pair]:
+    """A name, the plain model's parameter, that of an ``nfkernels.models.Glow`` of the same architecture, and how to
+    get the former (or its gradient) from the latter (or its gradient)."""
+    for level, (steps, part) in enumerate(zip(plain.levels, glow.bijection[1].levels, strict=True)):
+        flow, prior = part[1], part[2]
+        for k, step in enumerate(steps):
+            last = step.coupling.net[5]
+            for name, theirs in (
+                ("log_scale", step.actnorm.log_scale), ("bias", step.actnorm.bias),
+                ("lower", step.mix.lower), ("upper", step.mix.upper), ("log_s", step.mix.log_s),
+            ):  # fmt: skip
+                yield f"{level}.{k}.{name}", theirs, getattr(flow, name), like(theirs, k)
+            for name, theirs in (
+                ("weight1", step.coupling.net[0].weight), ("bias1", step.coupling.net[0].bias),
+                ("weight2", step.coupling.net[2].weight), ("bias2", step.coupling.net[2].bias),
+                ("weight3", last.conv.weight), ("bias3", last.conv.bias), ("log_scale3", last.log_scale),
+            ):  # fmt: skip
+                yield f"{level}.{k}.{name}", theirs, getattr(flow, name), like(theirs, k, len(steps))
+        if level < len(plain.priors):
+            mine, own = plain.priors[level], prior.conditioner
+            for name, theirs in (("weight", mine.conv.weight), ("bias", mine.conv.bias), ("log_scale", mine.log_scale)):
+                yield f"{level}.prior.{name}", theirs, getattr(own, name), like(theirs)
+        else:
+            yield f"{level}.prior.loc", plain.loc, prior.loc, like(plain.loc)
+            yield f"{level}.prior.log_scale", plain.log_scale, prior.log_scale, like(plain.log_scale)
+
+
+def like(theirs: Tensor, k: int | None = None, chunks: int | None = None) -> Callable[[Tensor], Tensor]:
+    """Row k, or the k-th of the chunks that stand one after the other, in the shape of ``theirs``."""
+    shape = theirs.shape
+
+    def view(t: Tensor) -> Tensor:
+        if chunks is not None:
+            t = t.chunk(chunks)[k]
+        elif k is not None:
+            t = t[k]
+        return t.reshape(shape)
+
+    return view
 
 
 @torch.no_grad()
 def copy_weights(plain: PlainGlow, glow) -> None:
     """The parameters of an ``nfkernels.models.Glow`` of the same architecture, layer by layer."""
-    parts = glow.bijection[1].levels
-    for level, (steps, part) in enumerate(zip(plain.levels, parts, strict=True)):
-        flow, prior = part[1], part[2]
-        count = len(steps)
+    for _, theirs, ours, view in pairs(plain, glow):
+        theirs.copy_(view(ours))
+    for steps, part in zip(plain.levels, glow.bijection[1].levels, strict=True):
         for k, step in enumerate(steps):
-            step.actnorm.log_scale.copy_(flow.log_scale[k].view(1, -1, 1, 1))
-            step.actnorm.bias.copy_(flow.bias[k].view(1, -1, 1, 1))
-            mix = step.mix
-            for name in ("lower", "upper", "log_s", "permutation", "sign_s"):
-                getattr(mix, name).copy_(getattr(flow, name)[k])
-            net, last = step.coupling.net, step.coupling.net[5]
-            for ours, theirs in (
-                ("weight1", net[0].weight), ("bias1", net[0].bias), ("weight2", net[2].weight), ("bias2", net[2].bias),
-                ("weight3", last.conv.weight), ("bias3", last.conv.bias), ("log_scale3", last.log_scale),
-            ):  # fmt: skip
-                theirs.copy_(getattr(flow, ours).chunk(count)[k].view_as(theirs))
-        if level < len(plain.priors):
-            conv = prior.conditioner
-            plain.priors[level].conv.weight.copy_(conv.weight)
-            plain.priors[level].conv.bias.copy_(conv.bias)
-            plain.priors[level].log_scale.copy_(conv.log_scale.view(1, -1, 1, 1))
-        else:
-            plain.loc.copy_(prior.loc.view(1, -1, 1, 1))
-            plain.log_scale.copy_(prior.log_scale.view(1, -1, 1, 1))
+            step.mix.sign_s.copy_(part[1].sign_s[k])
+            step.mix.permutation.copy_(permutation_matrix(part[1].permutation[k]))
+
+
+def permutation_matrix(order: Tensor) -> Tensor:
+    """``[C, C]`` that puts row ``order[i]`` into row i."""
+    return torch.eye(len(order), device=order.device)[order]

@@ -1,0 +1,1 @@
+"""``python -m benchmarks glow``: nfkernels' Glow beside the same Glow in plain PyTorch and in normflows."""
