@@ -128,6 +128,8 @@ def measure_setup(setup: Setup, contenders: Iterable[Contender], bench: Bench, e
         for contender in group:
             bench.say(f"  {line(contender.name, found[contender.name])}")
         ready.clear()
+        if bench.apart and any(c.compiled for c in group):
+            torch._dynamo.reset()  # and with it the memory of its graphs
         settle(bench.device)
 
 
@@ -178,13 +180,14 @@ def _step(one: Ready, setup: Setup, batch: int, bench: Bench, entry: dict[str, A
     entry.get("lacks", {}).pop("step", None)  # of a larger batch
     with noted(entry, "step"):
         settle(bench.device)
-        before = reserved(bench.device)
+        before = unused(bench.device)
         step = one.stepper(seeded_images(setup, 4 * batch), dataclasses.replace(RECIPE, batch_size=batch))
         step(), step()
         peak = Traced(step, bench.device).peak
         entry |= {"batch": batch, "peak_bytes": peak}
-        if bench.device.type == "cuda":  # where a captured graph's memory shows
-            entry["reserved_bytes"] = reserved(bench.device) - before
+        if one.contender.graph or one.contender.compiled == "reduce-overhead":
+            # A captured graph's memory counts as reserved and never as allocated.
+            entry["reserved_bytes"] = unused(bench.device) - before
         return step
     return None
 
@@ -218,8 +221,9 @@ def timed(calls: dict[str, Callable[[], object]], bench: Bench, found: dict[str,
     return in_turns(running, bench)
 
 
-def reserved(device: torch.device) -> int:
-    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+def unused(device: torch.device) -> int:
+    """Bytes that PyTorch has of the GPU beyond those that tensors hold."""
+    return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def measure_depth(

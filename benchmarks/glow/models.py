@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._dynamo as dynamo
 from torch import Tensor, nn
 
 from nfkernels.models import Glow
@@ -133,6 +134,10 @@ class Theirs(Ready):
         self.pairs = [(name, theirs) for name, theirs, _, _ in self.home.pairs(self.model, glow)]
         self.model.to(device)
         self.bits = self.model.bits_per_dim
+        if contender.compiled is not None:
+            # A step of flow is compiled for every level, width and mode of autograd; past the limit PyTorch would go on
+            # uncompiled without a word.
+            dynamo.config.recompile_limit, dynamo.config.fail_on_recompile_limit_hit = 64, True
         if contender.compiled == "steps":
             for step in (step for level in self.model.levels for step in level):
                 step.compile(dynamic=False)

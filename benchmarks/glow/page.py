@@ -72,8 +72,11 @@ def times(entry: dict[str, Any] | None, plain: dict[str, Any] | None, what: str)
     return f"{text} ({ratio_text(other / own * images)})"
 
 
-def mebibytes(entry: dict[str, Any], what: str) -> str:
-    return f"{entry[what] / 2**20:,.1f}" if what in entry else ""
+def peak(entry: dict[str, Any]) -> str:
+    """MiB; of a captured graph what is reserved for it, the only place where its memory shows."""
+    if "reserved_bytes" in entry:
+        return f"{max(entry['reserved_bytes'], entry['peak_bytes']) / 2**20:,.1f} reserved"
+    return f"{entry['peak_bytes'] / 2**20:,.1f}"
 
 
 def setup_table(entry: dict[str, Any]) -> str:
@@ -91,7 +94,7 @@ def setup_table(entry: dict[str, Any]) -> str:
             lines.append(f"| {name} | | | | | | {', '.join(errors)} | {'; '.join(notes)} |")
             continue
         cells = [times(of, plain, what) for what in ("step_ms", "outside_ms", "sample_ms")]
-        row = [name, str(of["batch"]), *cells, mebibytes(of, "peak_bytes"), ", ".join(errors), "; ".join(notes)]
+        row = [name, str(of["batch"]), *cells, peak(of), ", ".join(errors), "; ".join(notes)]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 
@@ -202,7 +205,7 @@ def block(results: Path) -> str:
 def summary(data: dict[str, Any]) -> str:
     """How many times as fast as each rival: the whole step, the part outside networks, sampling; and memory."""
     lines = [
-        "| setup | contender | step | outside networks | sampling | peak memory |",
+        "| setup | contender | step | outside networks | sampling | peak memory, MiB |",
         "|---|---|---:|---:|---:|---:|",
     ]
     for entry in data["entries"]:
@@ -214,6 +217,5 @@ def summary(data: dict[str, Any]) -> str:
                 continue
             cells = [times(of, plain, what).replace(" (", " ms (") for what in ("step_ms", "outside_ms", "sample_ms")]
             cells = [c + " ms" if c and not c.endswith(")") else c for c in cells]
-            peak = mebibytes(of, "peak_bytes") + " MiB"
-            lines.append(f"| {entry['setup']['text']} | {name} | " + " | ".join(cells) + f" | {peak} |")
+            lines.append(f"| {entry['setup']['text']} | {name} | " + " | ".join(cells) + f" | {peak(of)} |")
     return "\n".join(lines)

@@ -311,7 +311,7 @@ def test_the_report(root):
     assert report.run(check=False, root=root) == 0
     assert report.run(check=True, root=root) == 0
     text, told = (root / "README.md").read_text(), (folder / "glow.md").read_text()
-    assert "| nfkernels | 10 ms (4.0x) | 10 ms (4.0x) | 10 ms (4.0x) | 1.0 MiB |" in text
+    assert "| nfkernels | 10 ms (4.0x) | 10 ms (4.0x) | 10 ms (4.0x) | 1.0 |" in text
     assert "| nfkernels | 60 | 600 | 10 | 3.500 +- 0.010 | 3.600 |" in text
     assert "| nfkernels | 16 | 10 (4.0x) | 10 (4.0x) | 10 (4.0x) | 1.0 | 1e-07 |" in told
     assert "| normflows | | | | | |  | unavailable (gone) |" in told
