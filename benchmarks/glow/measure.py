@@ -172,7 +172,8 @@ def _timed(ready: list[Ready], setup: Setup, bench: Bench, found: dict[str, dict
     steps.clear()
     # One whose networks do not run in another precision and that nothing has compiled.
     bare = [one.contender for one in ready if not (one.contender.compiled or one.contender.graph)]
-    _outside([c for c in bare if c.precision is None], setup, bench, found)
+    for memory in ("stored", "reversible"):
+        _outside([c for c in bare if c.precision is None and c.memory == memory], memory, setup, bench, found)
 
 
 def _step(one: Ready, setup: Setup, batch: int, bench: Bench, entry: dict[str, Any]) -> Callable[[], object] | None:
@@ -192,7 +193,9 @@ def _step(one: Ready, setup: Setup, batch: int, bench: Bench, entry: dict[str, A
     return None
 
 
-def _outside(contenders: list[Contender], setup: Setup, bench: Bench, found: dict[str, dict]) -> None:
+def _outside(contenders: list[Contender], memory: str, setup: Setup, bench: Bench, found: dict[str, dict]) -> None:
+    if not contenders:
+        return
     narrow = dataclasses.replace(setup, hidden=1, dropout=0.0)
     glow, images = start(narrow), seeded_images(setup, setup.checked).to(bench.device)
     models = {}
@@ -205,7 +208,7 @@ def _outside(contenders: list[Contender], setup: Setup, bench: Bench, found: dic
         one.from_images(images).backward()
         one.forget_gradients()
 
-    with without_networks([one.model for one in models.values()]) if models else contextlib.nullcontext():
+    with without_networks([one.model for one in models.values()], weights=memory == "reversible"):
         times = timed({name: partial(bare, one) for name, one in models.items()}, bench, found, "outside")
     for name, of in times.items():
         found[name]["outside_ms"] = of

@@ -218,12 +218,7 @@ def options(setup: Setup) -> dict[str, Any]:
 
 
 def build(setup: Setup, memory: str = "stored") -> Glow:
-    more: dict[str, Any] = {"dropout_of": "channel"}
-    if "memory" in inspect.signature(Glow).parameters:
-        more["memory"] = memory
-    elif memory != "stored":
-        raise Unavailable("this nfkernels' Glow has no memory=")
-    return Glow(setup.shape, **options(setup), **more)
+    return Glow(setup.shape, **options(setup), dropout_of="channel", memory=memory)
 
 
 def seeded_images(setup: Setup, count: int) -> Tensor:

@@ -24,13 +24,14 @@ from ..models import normflows_glow, plain_glow
 
 class _Given(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, params):
-        ctx.channels = x.shape[1]
+    def forward(ctx, x, params, *weights):
+        ctx.channels, ctx.shapes = x.shape[1], [w.shape for w in weights]
         return params.detach()
 
     @staticmethod
     def backward(ctx, gradient):
-        return gradient.narrow(1, 0, ctx.channels), None
+        zeros = [gradient.new_zeros(()).expand(shape) for shape in ctx.shapes]
+        return gradient.narrow(1, 0, ctx.channels), None, *zeros
 
 
 class StandIn(nn.Module):
@@ -41,19 +42,22 @@ class StandIn(nn.Module):
         self.made: dict[tuple, Tensor] = {}
         self.calls = 0
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, weights: Sequence[Tensor] = ()) -> Tensor:
         self.calls += 1
         key = (*x.shape, x.dtype, x.device)
         if key not in self.made:
             generator = torch.Generator().manual_seed(0)
             shape = (x.shape[0], 2 * x.shape[1], *x.shape[2:])
             self.made[key] = 0.1 * torch.randn(shape, generator=generator).to(x)
-        return _Given.apply(x, self.made[key])
+        return _Given.apply(x, self.made[key], *weights)
 
 
 @contextlib.contextmanager
-def without_networks(models: Sequence[nn.Module]) -> Iterator[None]:
+def without_networks(models: Sequence[nn.Module], *, weights: bool = False) -> Iterator[None]:
     """Inside, the models (of any of the three makers) have stand-ins, and for good: they are of no use afterwards.
+
+    With ``weights`` the stand-ins of ours give the (few) weights of the couplings' networks gradients of zero, which
+    reversible training waits for.
 
     ``RuntimeError`` at the end if no stand-in was asked: then networks are somewhere else by now, and what was timed
     includes them.
@@ -72,19 +76,19 @@ def without_networks(models: Sequence[nn.Module]) -> Iterator[None]:
             for part in model.bijection[1].levels:
                 if hasattr(part[2], "conditioner"):
                     part[2].conditioner = stand_in
-    with _in_the_place_of_conv_net() if ours else contextlib.nullcontext():
+    with _in_the_place_of_conv_net(weights) if ours else contextlib.nullcontext():
         yield
     if not all(s.calls for s in stand_ins if s not in ours):
         raise RuntimeError("no stand-in was asked: the networks are somewhere else")
 
 
 @contextlib.contextmanager
-def _in_the_place_of_conv_net() -> Iterator[None]:
+def _in_the_place_of_conv_net(with_weights: bool) -> Iterator[None]:
     """``conv_net`` is a function that modules import by name: it is replaced wherever that name stands for it."""
     real, stand_in = nfkernels.nn.conv_net.conv_net, StandIn()
 
-    def given(x: Tensor, *rest, **more) -> Tensor:
-        return stand_in(x)
+    def given(x: Tensor, weights: Sequence[Tensor], *rest, **more) -> Tensor:
+        return stand_in(x, weights=weights if with_weights else ())
 
     homes = [m for name, m in list(sys.modules.items()) if name.startswith("nfkernels") and
              getattr(m, "conv_net", None) is real]  # fmt: skip

@@ -21,6 +21,7 @@ from benchmarks.models import plain_glow
 
 CPU = torch.device("cpu")
 PLAIN, OURS = Contender("plain", "plain"), Contender("nfkernels", "nfkernels")
+REVERSIBLE = Contender("nfkernels, reversible", "nfkernels", memory="reversible")
 TINY = dataclasses.replace(QUICK, steps=3)
 
 
@@ -147,8 +148,8 @@ def test_a_wrong_contender_gets_no_time(monkeypatch):
 
 def test_a_setup_is_measured_whole():
     entry = {"id": "quick", "setup": QUICK.facts()}
-    measure_setup(QUICK, [OURS, PLAIN], bench(), entry)
-    for name in ("nfkernels", "plain"):
+    measure_setup(QUICK, [OURS, PLAIN, REVERSIBLE], bench(), entry)
+    for name in ("nfkernels", "plain", "nfkernels, reversible"):
         of = entry["contenders"][name]
         assert of["status"] == "measured"
         assert "lacks" not in of
@@ -178,21 +179,23 @@ def test_stand_ins_take_the_networks_out_and_nothing_else(glow):
 
 def test_stand_ins_notice_networks_that_have_moved(monkeypatch, glow):
     ready = make(OURS, TINY, glow, CPU)
-    steps = sys.modules["nfkernels.nn.glow_steps"]
-    monkeypatch.setattr(steps, "conv_net", partial(steps.conv_net))  # called by another name
+    body = sys.modules["nfkernels.nn.glow_body"]
+    monkeypatch.setattr(body, "conv_net", partial(body.conv_net))  # called by another name
     with pytest.raises(RuntimeError, match="never called"), without_networks([ready.model]):
         ready.from_images(seeded_images(TINY, 2)).backward()
 
 
 def test_bytes_over_depth():
     entry = {"id": "depth", "setup": QUICK.facts()}
-    measure_depth(QUICK, (1, 3), [OURS, PLAIN], bench(), entry)
+    measure_depth(QUICK, (1, 3), [OURS, PLAIN, REVERSIBLE], bench(), entry)
     for name in ("nfkernels", "plain"):
         one, three = entry["contenders"][name]["depths"]
         assert (one["depth"], three["depth"]) == (1, 3)
         # Activations are stored, so that three steps hold about three times what one does.
         assert 2 < three["held_bytes"] / one["held_bytes"] < 3.5
         assert three["saved_bytes"] == pytest.approx(three["held_bytes"], rel=0.15)
+    one, three = entry["contenders"]["nfkernels, reversible"]["depths"]
+    assert three["held_bytes"] < 1.1 * one["held_bytes"]
     assert "| nfkernels | held for backward, KiB per image |" in page.depth_table(entry)
 
 
