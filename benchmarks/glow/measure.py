@@ -16,7 +16,7 @@ import torch
 
 from ..memory import Traced, saved_bytes
 from . import gate
-from .models import RECIPE, Ready, Unavailable, make, seeded_images, start
+from .models import CAPTURED_AFTER, RECIPE, Ready, Unavailable, make, seeded_images, start
 from .setups import Contender, Setup
 from .stand_in import without_networks
 
@@ -89,10 +89,10 @@ def in_turns(calls: dict[str, Callable[[], object]], bench: Bench) -> dict[str, 
     """Milliseconds per call, in rounds of all: short calls are made for a tenth of a second, long ones once."""
     repeats, times = {}, {name: [] for name in calls}
     for name, call in calls.items():
-        call(), call()
+        repeat(call, CAPTURED_AFTER if bench.apart else 1)
         repeats[name] = max(1, min(200, round(0.1 / max(seconds_of(call, bench.device), 1e-6))))
     end, done, pace = time.perf_counter() + bench.pace.seconds * len(calls), 0, bench.pace
-    while done < pace.most and (done < pace.least or time.perf_counter() < end):
+    while done < pace.most and (done < pace.least or (time.perf_counter() < end and bench.left() > 0)):
         for name, call in calls.items():
             times[name].append(1e3 * seconds_of(partial(repeat, call, repeats[name]), bench.device) / repeats[name])
         done += 1

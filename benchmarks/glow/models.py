@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,12 +14,14 @@ from torch import Tensor, nn
 
 from nfkernels.models import Glow
 from nfkernels.training import Batches, Recipe
+from nfkernels.training.graph import captured
 from nfkernels.training.samples import Samples
 from nfkernels.training.trainer import Trainer
 
 from ..models import normflows_glow, plain_glow
 from .setups import Contender, Setup
 
+CAPTURED_AFTER = 5  # steps of ours, the first of which run as always
 RECIPE = Recipe(steps=10**9, lr=1e-4, warmup=0, schedule="constant")
 
 
@@ -71,6 +72,7 @@ class Ours(Ready):
         self.model = build(setup, contender.memory)
         self.model.load_state_dict(glow.state_dict())
         self.model.to(device)
+        self.passes = captured(self.model, cuda_graph=contender.graph)
         self.like = plain_glow.PlainGlow(setup.shape, **options(setup)).to("meta")
 
     def precision(self) -> contextlib.AbstractContextManager:
@@ -87,21 +89,20 @@ class Ours(Ready):
         return self.trainer(images, recipe).step
 
     def trainer(self, images: Tensor, recipe: Recipe) -> Trainer:
-        if self.contender.precision is not None:
-            if "precision" not in Recipe.names():
-                raise Unavailable("this nfkernels' Recipe has no precision")
-            recipe = dataclasses.replace(recipe, precision="bfloat16")
-        graph = {"cuda_graph": self.contender.graph}
-        if "cuda_graph" not in inspect.signature(Trainer).parameters:
-            if self.contender.graph:
-                raise Unavailable("this nfkernels' Trainer captures no CUDA graph")
-            graph = {}
-        trainer = Trainer(self.model, Samples(images, None, "random images"), None, recipe, None, **graph)
+        precision = "float32" if self.contender.precision is None else "bfloat16"
+        recipe = dataclasses.replace(recipe, precision=precision)
+        samples = Samples(images, None, "images")
+        trainer = Trainer(self.model, samples, None, recipe, None, cuda_graph=self.contender.graph)
         trainer.begin()
+        if self.contender.graph:
+            for _ in range(CAPTURED_AFTER):
+                trainer.step()
+            if not trainer._step.captured:
+                raise RuntimeError("the training step was not captured in a graph")
         return trainer
 
     def sample(self, count):
-        with self.precision():
+        with self.precision(), self.passes:
             return self.model.sample(count)
 
     @torch.no_grad()
@@ -239,7 +240,7 @@ def start(setup: Setup) -> Glow:
         own = prior.conditioner if hasattr(prior, "conditioner") else prior
         for weight in own.parameters():
             weight.normal_(0, 0.02)
-    glow.initialize(seeded_images(setup, 16))
+    glow.initialize(seeded_images(setup, min(16, setup.checked)))
     for flow in (part[1] for part in glow.bijection[1].levels):  # the state after some training, not the first one
         flow.log_scale.add_(torch.randn_like(flow.log_scale), alpha=0.02)
         flow.bias.add_(torch.randn_like(flow.bias), alpha=0.02)

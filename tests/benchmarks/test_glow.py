@@ -216,7 +216,7 @@ def test_times_are_of_one_call():
     calls = []
     found = in_turns({"a": lambda: calls.append(0)}, bench())
     assert found["a"]["rounds"] == 2
-    assert len(calls) == 3 + 2 * 200
+    assert len(calls) == 2 + 2 * 200
     assert found["a"]["median"] < 1.0
 
 
