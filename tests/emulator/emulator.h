@@ -165,6 +165,11 @@ template <int bytes>
 void copy_async(void* shared, const void* global, bool valid = true) {
   static_assert(bytes == 4 || bytes == 8 || bytes == 16);
   emulator::copy_issue(shared, global, bytes, valid);
+  if (valid) {  // read here and now too, so that a sanitizer points at the line that asked for it
+    volatile char sink = static_cast<const char*>(global)[0];
+    sink = static_cast<const char*>(global)[bytes - 1];
+    static_cast<void>(sink);
+  }
 }
 inline void copy_commit() { emulator::copy_close_group(); }
 template <int pending>

@@ -13,7 +13,7 @@
 #include <ucontext.h>
 #endif
 
-#ifdef __SANITIZE_ADDRESS__
+#ifdef NF_EMULATOR_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 constexpr size_t kStackBytes = 256 * 1024;
@@ -96,7 +96,7 @@ void Fiber::start(void (*entry)(void*), void* context) {
     bottom_ = mapping_ + page;
     size_ = kStackBytes;
   }
-#ifdef __SANITIZE_ADDRESS__
+#ifdef NF_EMULATOR_ASAN
   __asan_unpoison_memory_region(bottom_, size_);
 #endif
   entry_ = entry;
@@ -128,7 +128,7 @@ void Fiber::start(void (*entry)(void*), void* context) {
 }
 
 void Fiber::arrived() {
-#ifdef __SANITIZE_ADDRESS__
+#ifdef NF_EMULATOR_ASAN
   const void* bottom;
   size_t size;
   __sanitizer_finish_switch_fiber(fake_stack_, &bottom, &size);
@@ -142,7 +142,7 @@ void Fiber::arrived() {
 
 void Fiber::switch_to(Fiber& from, Fiber& to) {
   leaving = &from;
-#ifdef __SANITIZE_ADDRESS__
+#ifdef NF_EMULATOR_ASAN
   __sanitizer_start_switch_fiber(&from.fake_stack_, to.bottom_, to.size_);
 #endif
 #ifdef NF_OWN_SWITCH
