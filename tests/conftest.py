@@ -61,6 +61,16 @@ def pytest_configure(config):
     torch.set_num_threads = share_out
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With -n alone, a worker that is done takes tests from the others: some take a minute, most a hundredth of one."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 def pytest_ignore_collect(collection_path, config):
     """The CPU kernels' own tests have nothing to test under the emulator."""
     if config.getoption("--cuda-emulator") and collection_path in (TESTS / "csrc", TESTS / "triton"):
