@@ -131,9 +131,10 @@ class GlowBody:
             )
             through, *rest = gradients([params], [kept, *(leaves[i] for i in places)], [dparams])
             del params, dparams
-            dx.narrow(1, 0, self.split).add_(through)
+            if through is not None:
+                dx.narrow(1, 0, self.split).add_(through)
             for i, grad in zip(places, rest, strict=True):
-                found[i].append(grad)
+                found[i].append(torch.zeros_like(leaves[i]) if grad is None else grad)
             z, dz, dmix, dshift = channel_mix_from_output(x, mixes[k], unmixes[k], shifts[k], dx)
             found[0].append(dmix)
             found[1].append(dshift)
