@@ -1,17 +1,17 @@
 """``python -m benchmarks glow --train``: bits per dimension against seconds, each for the same wall clock.
 
 Everyone starts from the same weights (ActNorm from the same images), with the same recipe and order of the images, and
-is told before it begins how many steps its seconds hold (from its own speed in a few steps that are thrown away), so
-that its learning rate falls to zero as its time ends. Validations do not count as time. Everyone's averaged weights are
-judged by the same plain model in float32, on the same dequantised images.
+a learning rate that falls to zero with the time that is left, so that the faster makes more steps and nobody's decay is
+cut off. They take turns of a few thousandths of their time, so that a busy machine slows all of them alike. Validations
+do not count as time; compiling does. Everyone's averaged weights are judged by the same plain model in float32, on the
+same dequantised images.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from nfkernels.training import GlowShape, Recipe, auto_levels, load_images, spli
 
 from ..models import plain_glow
 from . import page, picture
-from .measure import noted, repeat, seconds_of, settle
+from .measure import noted, repeat, seconds_of
 from .models import Ours, PlainLoop, Ready, Unavailable, build, make, options
 from .run import opened
 from .setups import Setup, taking_part
@@ -32,6 +32,17 @@ from .setups import Setup, taking_part
 DEFAULT = {"cpu": ("nfkernels", "plain"), "cuda": ("nfkernels, reversible, bf16, graph", "plain")}
 POINTS = 20  # of a curve
 VALIDATED = 512  # images at each of them
+
+
+@dataclasses.dataclass(frozen=True)
+class ByTheClock(Recipe):
+    """A recipe whose learning rate falls linearly with ``used``, the share of the time that is over."""
+
+    used: list[float] = dataclasses.field(default_factory=lambda: [0.0])
+
+    def lr_at(self, step: int) -> float:
+        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        return self.lr * rise * max(0.0, 1 - self.used[0])
 
 
 class Run:
@@ -96,7 +107,7 @@ def run(
     )  # fmt: skip
     text = f"Training on {loaded.name}, {seconds:,.0f} s each on {device}: K = {setup.steps}, L = {setup.levels}, "
     setup = dataclasses.replace(setup, text=f"{text}width {setup.hidden}, batch {setup.batch}")
-    recipe = Recipe(batch_size=batch, **({"weight_decay": 0.0, "lr": 1e-3} if data != "digits" else {}))
+    recipe = ByTheClock(batch_size=batch, **({"weight_decay": 0.0, "lr": 1e-3} if data != "digits" else {}))
     if lr is not None:
         recipe = dataclasses.replace(recipe, lr=lr)
     contenders = taking_part(device, names or DEFAULT[device])
@@ -110,20 +121,24 @@ def run(
         found: dict[str, Any] = {c.name: {"status": "not reached"} for c in contenders}
         entry = {"id": setup.id, "setup": setup.facts(), "recipe": dataclasses.asdict(recipe), "contenders": found}
         saved.add(entry)
+        running = {}
         for contender in contenders:
             with noted(found[contender.name]):
                 ready = make(contender, setup, glow, where)
-                trial = make(contender, setup, glow, where)
-                pace = speed(Run(trial, train.images, dataclasses.replace(recipe, steps=10**6)), where, seconds / 40)
-                del trial
-                settle(where)
-                told = dataclasses.replace(recipe, steps=max(1, int(seconds / pace)))
-                result = timed(Run(ready, train.images, told), told, seconds, validation, test, say)
-                found[contender.name] |= {"status": "measured", **result}
-                del ready
-            settle(where)
-            saved.save()
-            say(f"  {contender.name}: " + told_line(found[contender.name]))
+                own = dataclasses.replace(recipe, used=[0.0])
+                trained = Run(ready, train.images, own)
+                running[contender.name] = turns(trained, own, seconds, validation, test, found[contender.name])
+        while running:
+            for name, turn in list(running.items()):
+                told = None
+                with noted(found[name]):
+                    told = next(turn, None)
+                if told is None:
+                    del running[name]
+                    told = told_line(found[name])
+                if told:
+                    say(f"  {name}: {told}")
+                    saved.save()
     if not quick:
         known = page.newest(page.runs(saved.path.parent))
         for of in known["entries"]:
@@ -136,40 +151,35 @@ def run(
     return 1 if found_wrong else 0
 
 
-def speed(run: Run, device: torch.device, seconds: float) -> float:
-    """Seconds per step, after the first few."""
-    for _ in range(3):
-        run.step()
-    times, end = [], time.perf_counter() + seconds
-    while len(times) < 5 or time.perf_counter() < end:
-        times.append(seconds_of(partial(repeat, run.step, 5), device) / 5)
-    return sum(times) / len(times)
-
-
-def timed(run: Run, recipe: Recipe, seconds: float, validation: Tensor, test: Tensor, say) -> dict[str, Any]:
-    """Trains until the time or the steps are over; the clock stands still while it is judged."""
+def turns(
+    run: Run, recipe: ByTheClock, seconds: float, validation: Tensor, test: Tensor, found: dict[str, Any]
+) -> Iterator[str]:
+    """Trains until the time is over, a turn at a time, and fills ``found``. The clock stands still while it is judged.
+    Gives a line after each validation, and nothing after other turns."""
     device = run.ready.device
-    used, steps, curve, due = 0.0, 0, [], 0.0
-    chunk = max(1, recipe.steps // 400)
+    used, steps, due, chunk = 0.0, 0, 0.0, 1
+    found["curve"] = curve = []
 
-    def judged() -> None:
+    def judged() -> str:
         bits = run.bits(validation).mean().item()
         curve.append([round(used, 2), steps, round(bits, 5) if math.isfinite(bits) else None])
-        say(f"    {used:,.0f} s, {steps:,} steps: {bits:.3f} bits/dim")
+        return f"{used:,.0f} s, {steps:,} steps: {bits:.3f} bits/dim"
 
-    while used < seconds and steps < recipe.steps:
+    while used < seconds:
+        told = ""
         if used >= due:
-            judged()
-            due = used + seconds / POINTS
-        count = min(chunk, recipe.steps - steps)
-        used += seconds_of(partial(repeat, run.step, count), device)
-        steps += count
+            told, due = judged(), due + seconds / POINTS
+        recipe.used[0] = used / seconds
+        took = seconds_of(partial(repeat, run.step, chunk), device)
+        used, steps = used + took, steps + chunk
+        chunk = max(1, int(chunk / took * min(seconds / 400, seconds - used)))
+        yield told
     judged()
     bits = run.bits(test).double()
     mean = bits.mean().item()
     spread = bits.std().item() / max(1, len(bits)) ** 0.5
     known = {"test_bits": mean, "test_bits_error": spread} if math.isfinite(mean) else {"test_bits": None}
-    return {"seconds": round(used, 1), "steps": steps, "planned_steps": recipe.steps, "curve": curve, **known}
+    found |= {"status": "measured", "seconds": round(used, 1), "steps": steps, **known}
 
 
 def told_line(found: dict[str, Any]) -> str:
