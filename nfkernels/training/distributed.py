@@ -9,6 +9,7 @@ writes files; a run folder is read by all of them, so it must lie where all see 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import datetime
 import inspect
@@ -259,6 +260,9 @@ def started(device: torch.device | str | None = None) -> Iterator[Ranks]:
             speaks_first()
         raise
     finally:
+        # Whoever drops the last reference to a gloo group waits for its threads, holding the interpreter's lock, which
+        # those threads may be waiting for. So the object stays: a few idle threads.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
         dist.destroy_process_group()
 
 
