@@ -25,6 +25,7 @@ from .optim import Optimizer
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .samples import Samples, batch_loss, batch_noise, unit_of
+from .session import computing
 from .step import LossModule, TrainStep, check_recipe
 
 if TYPE_CHECKING:
@@ -136,7 +137,9 @@ class Trainer:
     def _prepare(self) -> None:
         """What a step needs, once the flow has the weights that it starts from."""
         self._optimizer = Optimizer(self.flow, self.recipe)
-        loss = self.ranks.averaging(LossModule(self.flow, self.recipe.precision))
+        # Made where the step will be recorded: gradients are then exchanged on streams that the recording knows.
+        with self._recorder.aside() if self._recorder else contextlib.nullcontext():
+            loss = self.ranks.averaging(LossModule(self.flow, self.recipe.precision))
         step = TrainStep(loss, self._optimizer, self._window, self._noise, ranks=self.ranks)
         batches = self._batches
         # What lies on the device is gathered in the captured step, from an index; what is streamed comes as batches.
@@ -182,9 +185,10 @@ class Trainer:
         return self._record(entry)
 
     def validate(self) -> dict[str, Any]:
-        """The averaged weights on the validation samples, with the same noise every time; keeps them if best."""
+        """The averaged weights on the validation samples, with the same noise every time; keeps them if best. In the
+        precision that they are trained in, which is the one that they will be used in."""
         self._settle()
-        with self._optimizer.averaged(), self._passes:
+        with self._optimizer.averaged(), self._passes, computing(self.recipe.precision, self.device):
             loss = mean_loss(
                 self.flow,
                 self.validation,
