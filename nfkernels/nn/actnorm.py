@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..ops._library import under_transform
 from ..reference.affine_coupling import compute_dtype
 from .bijection import Bijection, check_channels, describe_non_finite, per_channel, positions, valid_mask
+from .replay import replays
 
 
 class StartsFromData(Bijection):
@@ -34,6 +35,8 @@ class StartsFromData(Bijection):
 
     def start_if_due(self, x: Tensor, context: Tensor | None, lengths: Tensor | None) -> None:
         if not self.training or self._started:
+            return
+        if not torch.compiler.is_compiling() and replays():  # the inverse of an Inverse
             return
         # The buffer decides where both disagree (it may have been filled in place, by an averaged copy for one).
         if not torch.compiler.is_compiling() and not self.initialized.is_meta and bool(self.initialized):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import ScaleMap, channel_mix, lu_compose
+from ..ops._library import under_transform
 from ..ops.affine_coupling import OrderName, _choice
 from ..ops.lu_compose import LUMatrices
 from ..reference.affine_coupling import Order, compute_dtype
@@ -27,7 +28,7 @@ from .conv_net import (
 from .glow_body import GlowBody, GlowTensors
 from .invertible_conv import plu
 from .linear_bijection import checked_log_scale, random_rotations
-from .replay import gradients
+from .replay import gradients, random_state, set_random_state
 from .reversible import Memory, check_memory, keeping_output, relative_drift
 
 
@@ -146,7 +147,11 @@ class GlowSteps(StartsFromData):
         check_channels(x, self.channels, "GlowSteps", least=4, own=self.bias)
         matrices = self._composed(compute_dtype(x), inverse=False).weight
         body = self._body(x)
+        draws = self.training and self.dropout and not (torch.compiler.is_compiling() or under_transform())
+        state = random_state(x.device) if draws else None
         tensors, _ = self._tensors(x, context)
+        if state is not None:  # the forward that follows drops the same, as a later replay of it does
+            set_random_state(state, x.device)
         found = []
         for weight, network in zip(matrices.unbind(0), body.networks(tensors), strict=True):
             log_scale, bias = whitening(x, layer="GlowSteps")

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 RandomState = tuple[Tensor, Tensor | None]
+_thread = threading.local()
+
+
+@contextlib.contextmanager
+def replaying() -> Iterator[None]:
+    """Around a backward that runs layers again: nothing starts from data there."""
+    before, _thread.replays = replays(), True
+    try:
+        yield
+    finally:
+        _thread.replays = before
+
+
+def replays() -> bool:
+    return getattr(_thread, "replays", False)
 
 
 def random_state(device: torch.device) -> RandomState:

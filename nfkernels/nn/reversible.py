@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..ops._library import under_transform
-from .bijection import Bijection, Chain
-from .replay import RandomState, gradients, random_state, set_random_state
+from ..reference.lu_compose import no_autocast
+from .bijection import Bijection, Chain, Inverse
+from .replay import RandomState, gradients, random_state, replaying, set_random_state
 
 Memory = Literal["stored", "reversible"]
 Tensors = Sequence[Tensor | None]
@@ -63,7 +64,8 @@ class _KeepingOutput(torch.autograd.Function):
         if dz is None and dlogdet is None:
             return (None,) * (2 + len(tensors))
         run = _differentiable if torch.is_grad_enabled() else type(ctx.body).backward
-        dx, grads = run(ctx.body, z, dz, dlogdet, tensors, wanted)
+        with no_autocast(z.device.type):  # the caller's, which need not be the forward's
+            dx, grads = run(ctx.body, z, dz, dlogdet, tensors, wanted)
         return None, dx if ctx.needs_input_grad[1] else None, *grads
 
 
@@ -84,14 +86,15 @@ class ReversibleSequential(Chain):
     """A :class:`Chain` whose training keeps only its last output: memory does not grow with the number of layers.
 
     ``ReversibleSequential(a, b)`` computes what ``Chain(a, b)`` does, with the same gradients up to rounding. The
-    backward goes through the layers from the last to the first (into plain Chains among them too) and asks each for
-    its input and its gradients by :meth:`Bijection.from_output`. Affine couplings, 1x1 convolutions and Glow steps
-    rebuild their input in the pass that makes the gradients and run their network once more; any other layer that has
-    an ``inverse`` is inverted and run again.
+    backward goes through the layers from the last to the first (into chains among them too, and inverted ones) and
+    asks each for its input and its gradients by :meth:`Bijection.from_output`. Affine couplings, 1x1 convolutions and
+    Glow steps rebuild their input in the pass that makes the gradients and run their network once more; any other
+    layer that has an ``inverse`` is inverted and run again.
 
     The random numbers that a layer drew in the forward (dropout) are drawn again, and its autocast state comes back.
     A layer must be a function of its input, context, parameters and those: what its forward writes into buffers it
-    writes again. Rebuilt inputs carry the rounding errors of the inverses, which grow with depth and with the layers'
+    writes again. One that is made of several (:class:`MultiScale`) must draw the same numbers in its inverse as in its
+    forward. Rebuilt inputs carry the rounding errors of the inverses, which grow with depth and with the layers'
     condition numbers (:func:`drift` measures them); a scale map with a floor bounds them.
 
     Cost: one more forward in each backward. Kept are the output, the context and the parameters. Under
@@ -99,16 +102,17 @@ class ReversibleSequential(Chain):
     """
 
     def forward(self, x, context=None, *, lengths=None):
-        if not len(self):
+        if not len(self) or torch.compiler.is_compiling() or under_transform():
             return super().forward(x, context, lengths=lengths)
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        body = _Layers(list(_flat(self)), lengths, parameters, x.device)
-        return keeping_output(body, x, [context, *parameters])
+        # Frozen parameters and lengths, too: what is written into them before the backward is told.
+        parameters = list(self.parameters())
+        body = _Layers(self._flat(), lengths, parameters, x.device)
+        return keeping_output(body, x, [context, *parameters, lengths])
 
     @torch.no_grad()
     def drift(self, x: Tensor, context: Tensor | None = None) -> list[float]:
         """Errors of the layers' inputs rebuilt from the output, first layer first; see :func:`drift`."""
-        layers, true, errors = list(_flat(self)), [x], []
+        layers, true, errors = self._flat(), [x], []
         for layer in layers:
             true.append(layer(true[-1], context)[0])
         rebuilt = true[-1]
@@ -116,6 +120,9 @@ class ReversibleSequential(Chain):
             rebuilt, _ = layer.inverse(rebuilt, context)
             errors.append(relative_drift(x, rebuilt))
         return errors[::-1]
+
+    def _flat(self) -> list[Bijection]:
+        return [part for layer in self for part in _parts(layer)]
 
 
 @torch.no_grad()
@@ -160,12 +167,14 @@ def relative_drift(true: Tensor, rebuilt: Tensor) -> float:
     return float((rebuilt.double() - true.double()).abs().max() / size) if true.numel() and size > 0 else 0.0
 
 
-def _flat(chain: Chain) -> Iterator[Bijection]:
-    for layer in chain:
-        if type(layer) is Chain:
-            yield from _flat(layer)
-        else:
-            yield layer
+def _parts(layer: Bijection) -> list[Bijection]:
+    """What chains are made of, inverted ones too: each part draws its random numbers again by itself, since a chain's
+    inverse would draw them in another order."""
+    if type(layer) is Inverse and type(layer.bijection) in (Chain, ReversibleSequential):
+        return [part.inv for part in reversed(_parts(layer.bijection))]
+    if type(layer) in (Chain, ReversibleSequential):
+        return [part for inner in layer for part in _parts(inner)]
+    return [layer]
 
 
 class _Layers:
@@ -192,12 +201,12 @@ class _Layers:
         return self._forward(x, tensors, again=False)
 
     def _forward(self, x, tensors, again: bool):
-        total, traced = None, torch.compiler.is_compiling() or under_transform()
+        total = None
         for index, layer in enumerate(self.layers):
             lengths = self.lengths[index]
             if again:
                 set_random_state(self.random[index], self.device)
-            elif not traced:
+            else:
                 self.random.append(random_state(self.device))
             x, logdet = self._call(index, "forward", tensors, x, tensors[0], lengths=lengths)
             total = logdet if total is None else total + logdet
@@ -254,7 +263,7 @@ class _Layers:
         enabled, dtype = self.autocast
         try:
             # Without autocast's cache: weights cast in here would outlive the graph they were cast in.
-            with torch.autocast(self.device.type, dtype=dtype, enabled=enabled, cache_enabled=False):
+            with torch.autocast(self.device.type, dtype=dtype, enabled=enabled, cache_enabled=False), replaying():
                 yield
         finally:
             set_random_state(state, self.device)

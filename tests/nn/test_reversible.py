@@ -281,6 +281,93 @@ def test_contexts_and_layers_that_share_parameters():
     assert relative_error(found, expected) < 1e-9
 
 
+def same_gradients(layers, x, *, seed=2, started=True):
+    """Of a Chain and of a ReversibleSequential of these layers in float64, moved from where they start."""
+    layers = moved(nn.ModuleList(layers)).double()
+    if started:
+        N.Chain(*layers)(x)
+    makes = (N.ReversibleSequential, N.Chain)
+    found, expected = (gradients(make(*copy.deepcopy(layers)), loss_of, x, seed=seed) for make in makes)
+    return relative_error(found, expected) < 1e-9
+
+
+def inner_chain(make):
+    return make(N.AffineCoupling(network(3, 6)), N.InvertibleConv1x1(6), N.AffineCoupling(network(3, 6)))
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        lambda: inner_chain(N.ReversibleSequential),
+        lambda: inner_chain(N.Chain).inv,
+        lambda: N.Chain(inner_chain(N.ReversibleSequential).inv, N.ActNorm(6)).inv,
+    ],
+    ids=["reversible", "inverted", "deeper"],
+)
+def test_chains_inside_drop_the_same_again(inner):
+    torch.manual_seed(0)
+    x = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+    assert same_gradients([inner(), N.AffineCoupling(network(3, 6))], x)
+
+
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("of", ["element", "channel"])
+def test_glow_steps_among_the_layers(of, started):
+    """In the forward that starts them from data, too."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 6, 4, 4, dtype=torch.float64, requires_grad=True)
+    steps = N.GlowSteps(6, 2, 4, dropout=0.4, dropout_of=of)
+    assert same_gradients([N.ActNorm(6), steps], x, started=started)
+
+
+def test_the_backward_starts_nothing_from_data():
+    """An inverted layer's inverse is the layer's own forward."""
+    norm, x = moved(N.ActNorm(6)).double().train(), torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+    assert same_gradients([norm.inv, N.AffineCoupling(network(3, 6))], x)
+    before = copy.deepcopy(norm.state_dict())
+    loss_of(N.ReversibleSequential(norm.inv)(x)).backward()
+    for name, value in norm.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_frozen_parameters_of_a_functional_call_are_remembered():
+    chain = users_chain().eval()
+    for p in chain.layers[0].parameters():
+        p.requires_grad_(False)
+    others = {n: (1.1 * p).detach().requires_grad_(p.requires_grad) for n, p in chain.named_parameters()}
+    x = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+    found = []
+    for module in (N.ReversibleSequential(*chain.layers), chain):
+        loss = loss_of(torch.func.functional_call(module, others, (x,)))
+        found.append(torch.autograd.grad(loss, [x, *(p for p in others.values() if p.requires_grad)]))
+    assert relative_error(*found) < 1e-9
+
+
+@pytest.mark.parametrize("what", ["frozen parameter", "lengths", "context"])
+def test_what_is_written_before_the_backward_is_told(what):
+    layers = N.ReversibleSequential(
+        N.AffineCoupling(N.ConvConditioner(2, 4, 4, context_channels=1, dims=1)), N.ActNorm(4)
+    )
+    layers.eval()[1].bias.requires_grad_(False)
+    lengths, context = torch.tensor([3, 5]), torch.randn(2, 1, 5)
+    z, logdet = layers(torch.randn(2, 4, 5) * (torch.arange(5) < lengths[:, None])[:, None], context, lengths=lengths)
+    written = {"frozen parameter": layers[1].bias, "lengths": lengths, "context": context}[what]
+    written.fill_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (z.sum() + logdet.sum()).backward()
+
+
+@pytest.mark.parametrize("size", [4, 8], ids=["matrices", "convolutions"])
+def test_autocast_around_the_backward_changes_nothing(size):
+    _, reversible = (m.eval() for m in pair(steps(4, 12, 16, scale_map=FLOORED)))
+    x, found = torch.randn(2, 12, size, size), []
+    for enabled in (True, False):
+        loss = loss_of(reversible(x))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            found.append(torch.autograd.grad(loss, [reversible.weight1, reversible.weight2, reversible.weight3]))
+    assert relative_error(*found) < 1e-5
+
+
 def test_memory_that_is_none_is_refused():
     with pytest.raises(ValueError, match="unknown memory 'half': expected 'stored' or 'reversible'"):
         N.GlowSteps(4, 1, 4, memory="half")
