@@ -80,14 +80,14 @@ class AffineCoupling(Bijection):
         kept, mask = self._kept(z).detach().requires_grad_(), valid_mask(z, lengths)
         with torch.enable_grad():
             params = call_conditioner(self.conditioner, kept, context, mask, self._with_context)
-        x, dx, dparams, dgain = affine_coupling_from_output(
-            z, params.detach(), dz, dlogdet, mask=mask, **self._options(z)
-        )
-        through, *found = gradients([params], [kept, *wanted], [dparams])
+            options = self._options(z)
+        x, dx, dparams, dgain = affine_coupling_from_output(z, params.detach(), dz, dlogdet, mask=mask, **options)
+        outputs, given = [params], [dparams]
+        if dgain is not None:  # a graph, and not the parameter alone: it may be made of others
+            outputs, given = [params, options["gain"]], [dparams, dgain]
+        through, *found = gradients(outputs, [kept, *wanted], given)
         if through is not None:
             self._kept(dx).add_(through)
-        if self.gain is not None:
-            found = [dgain.to(p.dtype) if p is self.gain else g for p, g in zip(wanted, found, strict=True)]
         return x, dx, found
 
     def _run(self, x: Tensor, context: Tensor | None, lengths: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:

@@ -76,7 +76,7 @@ class LinearBijection(ConstantJacobian):
         return condition_of(self.matrix())
 
     def _any_parameter(self) -> Tensor:
-        return next(p for p in self._parameters.values() if p is not None)
+        return next(self.parameters())
 
     def _valid(self, y: Tensor, lengths: Tensor | None) -> Tensor:
         """A bias moves padding, which is zero on both sides."""

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from nfkernels import ScaleMap
 from nfkernels import nn as N
@@ -328,6 +329,18 @@ def test_the_backward_starts_nothing_from_data():
     loss_of(N.ReversibleSequential(norm.inv)(x)).backward()
     for name, value in norm.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+class Double(nn.Module):
+    def forward(self, v):
+        return 2 * v
+
+
+def test_parametrized_gains_and_matrices():
+    coupling, conv = N.AffineCoupling(network(3, 6), learned_gain=3), N.InvertibleConv1x1(6, "full")
+    parametrize.register_parametrization(coupling, "gain", Double())
+    parametrize.register_parametrization(conv, "weight", Double())
+    assert same_gradients([coupling, conv], torch.randn(5, 6, dtype=torch.float64, requires_grad=True))
 
 
 def test_frozen_parameters_of_a_functional_call_are_remembered():
