@@ -15,9 +15,10 @@ def conv_relu(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
     """``relu(conv(x))`` at stride 1 on ``x [B, C, *spatial]``, one- or two-dimensional as the weight is.
 
     oneDNN (16-bit, channels-last, CPU) and cuDNN (16-bit, channels-last, CUDA) do both at once; neither of those calls
-    records a gradient, so it is written here. Everything else is a convolution and a ReLU in place.
+    records a gradient, so it is written here. Everything else is a convolution and a ReLU in place. Of NaN oneDNN's
+    ReLU makes 0, where the two calls keep it.
     """
-    if not torch.compiler.is_compiling() and not under_transform() and _fuses(x, weight):
+    if not torch.compiler.is_compiling() and not under_transform() and _fuses(x, weight, bias):
         if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
             return _ConvRelu.apply(x, weight, bias, padding)
         return _FUSED[x.device.type](x, weight, bias, padding)
@@ -40,8 +41,10 @@ def _cudnn(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
 _FUSED = {"cpu": _onednn, "cuda": _cudnn}
 
 
-def _fuses(x: Tensor, weight: Tensor) -> bool:
-    if weight.dim() != 4 or x.dtype != weight.dtype or x.dtype not in (torch.bfloat16, torch.float16) or not x.numel():
+def _fuses(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    if weight.dim() != 4 or not x.dtype == weight.dtype == bias.dtype:
+        return False
+    if x.dtype not in (torch.bfloat16, torch.float16) or not x.numel():
         return False
     if not weight.is_contiguous(memory_format=torch.channels_last) or x.is_meta:
         return False
