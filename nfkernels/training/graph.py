@@ -122,7 +122,8 @@ class CapturedCall:
     def _record(self, key: Any, inputs: tuple[Tensor | None, ...]) -> bool:
         own = tuple(None if given is None else given.detach().clone() for given in inputs)
         try:
-            recording = self._recorder.record(lambda: self._function(*own), self._generators)
+            with _without_cached_casts(own):
+                recording = self._recorder.record(lambda: self._function(*own), self._generators)
         except Exception as error:  # of any kind: the same call is made again, plainly, and raises what is its own
             self._give_up(_in_a_line(error))
             return False
@@ -267,6 +268,21 @@ def _key(inputs: tuple[Tensor | None, ...]) -> Any:
     kinds = tuple(None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in inputs)
     devices = {t.device.type for t in inputs if t is not None}
     return kinds, tuple((d, torch.get_autocast_dtype(d)) for d in sorted(devices) if torch.is_autocast_enabled(d))
+
+
+@contextlib.contextmanager
+def _without_cached_casts(inputs: tuple[Tensor | None, ...]) -> Iterator[None]:
+    """Inside, weights that the caller's autocast casts are cast anew, not taken from an earlier call: a recording would
+    go on reading those copies when the weights have changed, or the copies are gone."""
+    if not _key(inputs)[1]:  # an autocast within the function empties its cache by itself
+        yield
+        return
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 def _copied(outputs: Any) -> Any:

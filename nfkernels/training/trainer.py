@@ -137,8 +137,8 @@ class Trainer:
     def _prepare(self) -> None:
         """What a step needs, once the flow has the weights that it starts from."""
         self._optimizer = Optimizer(self.flow, self.recipe)
-        # Made where the step will be recorded: gradients are then exchanged on streams that the recording knows.
-        with self._recorder.aside() if self._recorder else contextlib.nullcontext():
+        # DistributedDataParallel keeps the nodes that add gradients up, and these work on the stream they were made on.
+        with contextlib.nullcontext() if self._recorder is None else self._recorder.aside():
             loss = self.ranks.averaging(LossModule(self.flow, self.recipe.precision))
         step = TrainStep(loss, self._optimizer, self._window, self._noise, ranks=self.ranks)
         batches = self._batches

@@ -160,6 +160,34 @@ def test_a_recording_that_fails_is_told_and_errors_of_the_function_are_its_own()
                 call(torch.zeros(1))
 
 
+def test_a_recording_casts_weights_itself():
+    weight, caching = torch.nn.Parameter(torch.ones(4, 4)), []
+
+    def function(x):
+        caching.append(torch.is_autocast_cache_enabled())
+        return x @ weight
+
+    call = CapturedCall(function, Stub(), "it")
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        for _ in range(3):
+            call(torch.ones(1, 4))
+        made = {}
+
+        def record(function, generators):
+            made["caching"] = torch.is_autocast_cache_enabled()
+            weight.fill_(2.0)  # as a step between two plays: the copy that plain calls have cast is of the old values
+            played = Played(function)
+            made["first"] = function()
+            return played
+
+        call._recorder.record = record
+        call(torch.ones(1, 4))
+        assert made["caching"] is False
+        assert made["first"].tolist() == [[8.0] * 4]
+        assert torch.is_autocast_cache_enabled()
+    assert caching[:3] == [True] * 3
+
+
 def test_ranks_that_talk_over_the_host_are_no_graph(monkeypatch):
     for backend, captured in (("gloo", False), ("nccl", True), ("cpu:gloo,cuda:nccl", True)):
         monkeypatch.setattr(graph, "_ranks", lambda backend=backend: backend)
@@ -284,8 +312,25 @@ def test_graphs_can_be_turned_off(monkeypatch):
     fit(glow(), stripes(24), validation=stripes(24, seed=1), cuda_graph=False, **RUN)
     assert not stub.asides
     fit(glow(), stripes(24), **RUN)
-    assert stub.asides == 4  # three steps, and what they are prepared with
+    assert stub.asides == 4  # where gradients of ranks would be averaged, and three steps
     assert recorder_on(torch.device("cpu")) is None
+
+
+def test_the_averaging_of_gradients_is_set_up_where_recordings_are_made(monkeypatch):
+    # DistributedDataParallel keeps the nodes that add gradients up, and those stay on the stream they were made on.
+    stub, inside, made = Stub(), [], []
+
+    @contextlib.contextmanager
+    def aside():
+        inside.append(True)
+        yield
+        inside.pop()
+
+    monkeypatch.setattr(stub, "aside", aside)
+    monkeypatch.setattr(trainer, "recorder_on", lambda device: stub)
+    monkeypatch.setattr(trainer.Ranks, "averaging", lambda self, module: made.append(bool(inside)) or module)
+    fit(glow(), stripes(24), **RUN | {"steps": 1})
+    assert made == [True]
 
 
 # --- evaluation and sampling ----------------------------------------------------------------------------------------
