@@ -74,8 +74,12 @@ def _option(path: Path, key: Any, table: Mapping[str, Option]) -> Option:
 
 
 def _json(path: Path, text: str) -> Any:
+    def single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _refuse_twice(path, [key for key, _ in pairs])
+        return dict(pairs)
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=single)
     except (ValueError, RecursionError) as error:
         raise TrainingError(f"--config {path} is no JSON: {error}") from error
 
@@ -89,6 +93,16 @@ def _yaml(path: Path, text: str) -> Any:
             "a file that ends in .json"
         ) from error
     try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if isinstance(node, yaml.MappingNode):
+            _refuse_twice(path, [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         raise TrainingError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from error
+
+
+def _refuse_twice(path: Path, keys: list[str]) -> None:
+    """Both readers would silently take the last one."""
+    twice = next((key for at, key in enumerate(keys) if key in keys[:at]), None)
+    if twice is not None:
+        raise TrainingError(f"--config {path}: {twice} is there twice")

@@ -72,6 +72,14 @@ def test_mistakes_are_one_sentence_with_file_and_key(capsys, text, sentence):
     assert sentence in error
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [("options.yaml", "steps: 4\nlr: 1\nsteps: 5\n"), ("options.json", '{"steps": 4, "steps": 5}')]
+)
+def test_an_option_that_is_there_twice_is_refused(name, text):
+    with pytest.raises(TrainingError, match=rf"^--config {name}: steps is there twice$"):
+        read(text, name)
+
+
 def test_files_that_are_none(capsys):
     Path("bad.json").write_text("{")
     Path("deep.json").write_text("[" * 100_000)
