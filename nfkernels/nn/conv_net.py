@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import philox_uniform
-from .conv_relu import conv_relu
+from .conv import conv
 
 # Glow's factor on the learned log-scale of a network's last convolution (Kingma & Dhariwal's code, `conv2d_zeros`).
 LOG_SCALE_FACTOR = 3.0
@@ -122,26 +122,25 @@ def conv_net(
     if matrices:
         return _by_matrices(x, weights, extra, drop, kernels)
     w1, b1, w2, b2, w3, b3 = weights
-    conv = F.conv2d if w1.dim() == 4 else F.conv1d
     if x.dim() == 4 and x.dtype != w1.dtype and w1.is_contiguous(memory_format=torch.channels_last):
         x = x.to(dtype=w1.dtype, memory_format=torch.channels_last)  # cast and reordered in one pass
     else:
         x = x.to(w1.dtype)
     if extra is None:
-        h = conv_relu(x, w1, b1, kernels[0] // 2)
+        h = conv(x, w1, b1, kernels[0] // 2, relu=True)
     else:
-        h = conv(x, w1, b1, padding=kernels[0] // 2)
+        h = conv(x, w1, b1, kernels[0] // 2)
         h = F.relu_(h + extra.reshape(*extra.shape, *[1] * (h.dim() - extra.dim())))
     if mask is not None:
         h = h * mask
-    h = conv_relu(h, w2, b2, 0)
+    h = conv(h, w2, b2, 0, relu=True)
     if mask is not None:
         h = h * mask
     if isinstance(drop, Tensor):
         h = h * drop.reshape(*drop.shape, *[1] * (h.dim() - 2))
     elif drop is not None:
         h = drop(h)
-    return conv(h, w3, b3, padding=kernels[1] // 2)
+    return conv(h, w3, b3, kernels[1] // 2)
 
 
 def _by_matrices(
