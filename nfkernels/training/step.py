@@ -128,6 +128,8 @@ def check_recipe(recipe: Recipe, flow: Flow, count: int, *, ranks: int = 1) -> N
     shares = recipe.accumulate * ranks
     batch = min(recipe.batch_size, count)
     if batch % shares:
-        of = f"{recipe.accumulate} parts" + (f" on each of {ranks} ranks" if ranks > 1 else "")
+        parts = f"into {recipe.accumulate} parts" if recipe.accumulate > 1 else ""
+        among = f"{'on each of' if parts else 'among'} {ranks} ranks" if ranks > 1 else ""
+        of = " ".join(filter(None, (parts, among)))
         few = f" (there are no more samples; batch_size is {recipe.batch_size})" if batch < recipe.batch_size else ""
-        raise ValueError(f"a batch of {batch} samples{few} does not split evenly into {of}: change one of them")
+        raise ValueError(f"a batch of {batch} samples{few} does not split evenly {of}: change one of them")

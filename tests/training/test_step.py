@@ -261,6 +261,8 @@ def test_what_cannot_be_trained_so_is_told_before_the_first_step(tmp_path):
     check_recipe(Recipe(batch_size=8, accumulate=2), tabular(), 100, ranks=4)
     with pytest.raises(ValueError, match=r"a batch of 8 samples does not split evenly into 2 parts on each of 3 ranks"):
         check_recipe(Recipe(batch_size=8, accumulate=2), tabular(), 100, ranks=3)
+    with pytest.raises(ValueError, match=r"a batch of 15 samples does not split evenly among 2 ranks: change"):
+        check_recipe(Recipe(batch_size=15), tabular(), 100, ranks=2)
     step = train_step(tabular(), accumulate=2)
     with pytest.raises(ValueError, match="a batch of 7 samples does not split into accumulate = 2 equal parts"):
         step.run(torch.zeros(7, 2))
