@@ -22,6 +22,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(21, "is a folder, so no file can be written there", str(path))
+    if path.exists() and not path.is_file():  # /dev/null: who may write everywhere would take it from all others
+        raise FileExistsError(17, "is no regular file, so none can take its place", str(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         # Created here, so that it has the permissions of any new file, whatever the writer in the block does.

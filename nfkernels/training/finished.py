@@ -238,5 +238,7 @@ def _check_can_be_written(file: Path) -> None:
         raise TrainingError(f"{file} cannot be written: there is no folder {file.parent}, make it first")
     if file.is_dir():
         raise TrainingError(f"{file} is a folder: give the name of a file in it")
+    if file.exists() and not file.is_file():
+        raise TrainingError(f"{file} is a device or a pipe: give the name of a file")
     if not os.access(file.parent, os.W_OK):
         raise TrainingError(f"{file} cannot be written: you may not write in {file.parent}")

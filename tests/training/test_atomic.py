@@ -54,3 +54,16 @@ def test_folders_that_cannot_be_written_are_named(tmp_path):
     assert caught.value.filename == str(tmp_path / "no" / "file")
     with pytest.raises(IsADirectoryError, match="folder"):
         write_text(tmp_path, "x")
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)  # as /dev/stdout
+    for path in (pipe, link):
+        with pytest.raises(FileExistsError, match="no regular file") as caught:
+            write_text(path, "x")
+        assert caught.value.filename == str(path)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert sorted(tmp_path.iterdir()) == [link, pipe]

@@ -62,6 +62,9 @@ def test_sample_refuses_in_one_sentence(capsys, digits_run):
     assert "no/x.png cannot be written: there is no folder no" in refused(
         capsys, "sample", digits_run, "--out", "no/x.png"
     )
+    os.mkfifo("pipe")  # or /dev/null, which root could replace by the picture
+    for option in ("--out", "--npz"):
+        assert "pipe is a device or a pipe" in refused(capsys, "sample", digits_run, option, "pipe")
     assert "is for --resume" in refused(capsys, "sample", digits_run / "checkpoint.safetensors")
 
 
