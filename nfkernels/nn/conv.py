@@ -56,7 +56,11 @@ def _special(x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> bool:
     if x.device.type == "cpu":
         # Float16 convolutions exist on few CPUs; bfloat16 ones on all, in whatever way.
         return x.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    return relu and x.device.type == "cuda" and torch.backends.cudnn.enabled and torch.version.cuda is not None
+    if not relu or x.device.type != "cuda" or not torch.backends.cudnn.enabled or torch.version.cuda is None:
+        return False
+    # cuDNN has fused kernels for whole vectors of channels, and does not promise to choose the same one every time.
+    whole = weight.shape[0] % 8 == weight.shape[1] % 8 == 0
+    return whole and not torch.are_deterministic_algorithms_enabled()
 
 
 class _Conv(torch.autograd.Function):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -15,6 +16,7 @@ from .bijection import Bijection, Chain, Inverse
 from .replay import RandomState, gradients, random_state, replaying, set_random_state
 
 Memory = Literal["stored", "reversible"]
+_DIRECTIONS = ("forward", "inverse")
 Tensors = Sequence[Tensor | None]
 Gradients = list[Tensor | None]
 
@@ -139,16 +141,15 @@ def drift(flow: nn.Module, x: Tensor, context: Tensor | None = None) -> dict[str
         gradients will show. Cost: a forward and an inverse, with every input kept.
     """
     found: dict[str, list[float]] = {}
-    inside: list[nn.Module] = []  # a module within another one is that one's part
 
     def before(module: nn.Module, args: tuple, options: dict) -> None:
-        if not inside:
-            given = args[1] if len(args) > 1 else options.get("context")
-            inside.append(module)
-            found[names[module]] = module.drift(args[0], given)
-            inside.pop()
+        given = args[1] if len(args) > 1 else options.get("context")
+        found[names[module]] = module.drift(args[0], given)
 
     names = {m: n for n, m in flow.named_modules() if isinstance(m, Bijection) and hasattr(m, "drift")}
+    for outer in list(names):  # a module within another one is that one's part
+        for inner in [m for m in outer.modules() if m is not outer]:
+            names.pop(inner, None)
     handles = [m.register_forward_pre_hook(before, with_kwargs=True) for m in names]
     training = {m for m in flow.modules() if m.training}
     try:
@@ -252,7 +253,7 @@ class _Layers:
         # Aliases of the parameters (for second derivatives) are asked for; leaves stand in only for what is gone.
         aliased = any(tensors[place] is not self.parameters[place - 1] for place in self.places[index].values())
         if self._holds(index, self.parameters) and (method == "from_output" or not aliased):
-            return getattr(layer, method)(*args, **options)
+            return _method(layer, method)(*args, **options)
         named = {f"layer.{name}": tensors[place] for name, place in self.places[index].items()}
         return torch.func.functional_call(_Method(layer, method), named, args, options)
 
@@ -277,4 +278,18 @@ class _Method(nn.Module):
         self.layer, self.method = layer, method
 
     def forward(self, *args: Any, **options: Any) -> Any:
-        return getattr(self.layer, self.method)(*args, **options)
+        return _method(self.layer, self.method)(*args, **options)
+
+
+def _method(layer: Bijection, name: str) -> Callable[..., Any]:
+    """What a layer is to be called by: hooks see its forward, and its own ``from_output`` counts only as long as no
+    subclass or hook makes of the forward something else."""
+    if name == "forward":
+        return layer
+    if name == "from_output":
+        classes = type(layer).__mro__
+        defined = {n: next(i for i, c in enumerate(classes) if n in vars(c)) for n in ("from_output", *_DIRECTIONS)}
+        hooked = layer._forward_hooks or layer._forward_pre_hooks
+        if hooked or any(defined[n] < defined["from_output"] for n in _DIRECTIONS):
+            return partial(Bijection.from_output, layer)
+    return getattr(layer, name)

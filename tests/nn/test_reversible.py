@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -406,3 +407,27 @@ def test_drift_of_a_chain_counts_its_layers_and_not_what_is_inside_them():
     assert list(found) == [""]
     assert len(found[""]) == 3
     assert max(found[""]) < 1e-5
+
+
+class Doubled(N.AffineCoupling):
+    """A user's subclass, whose forward is not the one that ``from_output`` was written for."""
+
+    def forward(self, x, context=None, *, lengths=None):
+        z, logdet = super().forward(x, context, lengths=lengths)
+        return 2 * z, logdet + math.log(2) * x[0].numel()
+
+    def inverse(self, z, context=None, *, lengths=None):
+        x, logdet = super().inverse(z / 2, context, lengths=lengths)
+        return x, logdet - math.log(2) * z[0].numel()
+
+
+@pytest.mark.parametrize("how", ["subclass", "hook"])
+def test_a_layer_that_was_made_something_else_is_inverted_and_run_again(how):
+    kind = Doubled if how == "subclass" else N.AffineCoupling
+    layers = [kind(network(2, 4)), N.LULinear(4)]
+    chain = moved(N.Chain(*layers)).double().eval()
+    if how == "hook":  # one that leaves the values alone, but not their gradients
+        layers[0].register_forward_hook(lambda module, args, out: (out[0] - 0.5 * (out[0] - out[0].detach()), out[1]))
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    found, expected = (gradients(m, loss_of, x) for m in (N.ReversibleSequential(*layers), chain))
+    assert relative_error(found, expected) < 1e-9
