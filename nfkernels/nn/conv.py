@@ -1,4 +1,4 @@
-"""Convolutions of conditioners: bias and ReLU in the same pass, and 16-bit gradients by matrix products on CPUs."""
+"""Convolutions of conditioners: bias and ReLU in the same pass, and weight gradients by matrix products on CPUs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..ops._library import under_transform
 def conv(x: Tensor, weight: Tensor, bias: Tensor, padding: int, *, relu: bool = False) -> Tensor:
     """``conv(x)``, then perhaps a ReLU, at stride 1 on ``x [B, C, *spatial]``, of one or two dimensions, as the weight.
 
-    The size must stay: ``padding`` is half of the kernel's odd side. oneDNN (bfloat16, channels-last, CPU) and cuDNN
-    (16-bit, channels-last, CUDA) apply the ReLU in the convolution's own pass; neither of those calls records a
-    gradient, so it is written here. Everything else is what PyTorch does. Of NaN oneDNN's ReLU makes 0, where the two
-    calls keep it.
+    The size must stay: ``padding`` is half of the kernel's odd side. oneDNN (float32 and bfloat16, channels-last, CPU)
+    and cuDNN (16-bit, channels-last, CUDA) apply the ReLU in the convolution's own pass; neither of those calls
+    records a gradient, so it is written here. Everything else is what PyTorch does. Of NaN oneDNN's ReLU makes 0, where
+    the two calls keep it.
     """
     # A compiler fuses by itself, and transforms need what PyTorch knows about.
     if torch.compiler.is_compiling() or under_transform() or not _special(x, weight, bias, relu):
@@ -49,14 +49,20 @@ _FORWARD = {"cpu": _onednn, "cuda": _cudnn}
 def _special(x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> bool:
     if weight.dim() != 4 or not x.dtype == weight.dtype == bias.dtype:
         return False
-    if x.dtype not in (torch.bfloat16, torch.float16) or not x.numel():
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not x.numel():
         return False
     if not weight.is_contiguous(memory_format=torch.channels_last) or x.is_meta:
         return False
     if x.device.type == "cpu":
         # Float16 convolutions exist on few CPUs; bfloat16 ones on all, in whatever way.
-        return x.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    if not relu or x.device.type != "cuda" or not torch.backends.cudnn.enabled or torch.version.cuda is None:
+        return x.dtype != torch.float16 and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    if (
+        not relu
+        or x.dtype == torch.float32
+        or x.device.type != "cuda"
+        or not torch.backends.cudnn.enabled
+        or torch.version.cuda is None
+    ):
         return False
     # cuDNN has fused kernels for whole vectors of channels, and does not promise to choose the same one every time.
     whole = weight.shape[0] % 8 == weight.shape[1] % 8 == 0
@@ -103,8 +109,9 @@ class _Conv(torch.autograd.Function):
 
 
 def weight_gradient(x: Tensor, dy: Tensor, side: int) -> Tensor:
-    """Of a convolution that keeps the size: one product of all pixels' rows. oneDNN's own 16-bit gradient of a weight
-    takes up to a hundred times as long where channels are few or images small (2.13, AMX)."""
+    """Of a convolution that keeps the size: one product of all pixels' rows. oneDNN's own gradient of a weight takes up
+    to a hundred times as long in 16 bits where channels are few or images small (2.13, AMX), and about as long in
+    float32."""
     inputs, outputs = x.shape[1], dy.shape[1]
     if inputs <= outputs:  # the narrower of the two is the one that is laid out tap by tap
         found = torch.mm(_rows(dy).t(), _taps(x, side, 1))

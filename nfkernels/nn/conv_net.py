@@ -66,11 +66,20 @@ def network_dtype(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device)
 
 
-def narrowed(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """A weight in the network's type; 16-bit convolutions want it channels-last, and a cast can do that on its way."""
-    if weight.dim() == 4 and dtype in (torch.bfloat16, torch.float16) and weight.dtype != dtype:
+def arranged_for(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A convolution's weight in the network's type and the layout that is fastest there: channels-last for 16-bit ones
+    (a cast does it on its way) and for all on the CPU, where a copy of the weights costs less than it saves."""
+    narrow = dtype in (torch.bfloat16, torch.float16) and weight.dtype != dtype
+    if weight.dim() == 4 and (narrow or (weight.device.type == "cpu" and dtype != torch.float64)):
         return weight.to(dtype=dtype, memory_format=torch.channels_last)
     return weight.to(dtype)
+
+
+def is_channels_last(weight: Tensor) -> bool:
+    """Whether a convolution's weight asks for that layout; one that is in both (a 1x1 kernel) asks where it pays."""
+    if weight.dim() != 4 or not weight.is_contiguous(memory_format=torch.channels_last):
+        return False
+    return not weight.is_contiguous() or weight.device.type == "cpu" or weight.dtype in (torch.bfloat16, torch.float16)
 
 
 def fold_log_scale(weight: Tensor, bias: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +131,7 @@ def conv_net(
     if matrices:
         return _by_matrices(x, weights, extra, drop, kernels)
     w1, b1, w2, b2, w3, b3 = weights
-    if x.dim() == 4 and x.dtype != w1.dtype and w1.is_contiguous(memory_format=torch.channels_last):
+    if is_channels_last(w1):
         x = x.to(dtype=w1.dtype, memory_format=torch.channels_last)  # cast and reordered in one pass
     else:
         x = x.to(w1.dtype)

@@ -19,7 +19,7 @@ from ..ops import (
     coupling_mix,
 )
 from ..ops.affine_coupling import OrderName
-from .conv_net import Drop, check_precision, conv_net, drop_by_key
+from .conv_net import Drop, check_precision, conv_net, drop_by_key, is_channels_last
 from .replay import gradients
 
 
@@ -66,9 +66,7 @@ class GlowBody:
         mixes, shifts, networks = t.mix.unbind(0), t.shift.unbind(0), self.networks(t)
         unmixes = (None,) * self.steps if t.unmix is None else t.unmix.unbind(0)
         # What a network reads leaves the mix in its own dtype and layout.
-        dtype = t.weight1.dtype
-        channels_last = t.weight1.dim() == 4 and t.weight1.is_contiguous(memory_format=torch.channels_last)
-        reads = ConditionerInput(0, self.split, dtype, channels_last and dtype != x.dtype)
+        reads = ConditionerInput(0, self.split, t.weight1.dtype, is_channels_last(t.weight1))
         logdet = None
         x = channel_mix(x, mixes[0], shifts[0])
         part = x.narrow(1, 0, self.split)

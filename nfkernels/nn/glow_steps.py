@@ -16,12 +16,12 @@ from .bijection import check_channels, refuse_lengths
 from .conv_net import (
     Dropout,
     arrange,
+    arranged_for,
     by_matrices,
     channel_factors,
     check_context,
     check_network,
     fold_log_scale,
-    narrowed,
     network_dtype,
     uniform_init,
 )
@@ -195,12 +195,14 @@ class GlowSteps(StartsFromData):
         """``extra``, ``drop`` and the weights of all K networks: cast and arranged, the last log-scale folded in."""
         dtype = network_dtype(self.weight1)
         last = fold_log_scale(self.weight3, self.bias3, self.log_scale3)
-        stacked = [narrowed(v, dtype) for v in (self.weight1, self.bias1, self.weight2, self.bias2, *last)]
+        weights = (self.weight1, self.bias1, self.weight2, self.bias2, *last)
+        matrices = by_matrices(x, dtype)
+        stacked = [v.to(dtype) if matrices else arranged_for(v, dtype) for v in weights]
         extra = None
         if self.context_weight is not None:
             context = check_context(context, self.context_channels, "GlowSteps")
             extra = F.linear(context.to(dtype), self.context_weight.to(dtype))
-        return [extra, self._drop(x, dtype), *arrange(stacked, by_matrices(x, dtype))]
+        return [extra, self._drop(x, dtype), *arrange(stacked, matrices)]
 
     def _drop(self, x: Tensor, dtype: torch.dtype) -> Tensor | None:
         """What this pass drops, drawn before it begins: a backward that runs a network again drops the same."""
