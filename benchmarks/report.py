@@ -3,7 +3,6 @@ linear flows. Nothing is typed."""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -97,7 +96,7 @@ def readme(root: Path, found: dict[str, dict]) -> str:
 
     text = (root / "README.md").read_text(encoding="utf-8")
     results = root / "benchmarks" / "results"
-    made = {(BEGIN, END): block(root, found)}
+    made = {(BEGIN, END): block(found)}
     if page.BEGIN in text or page.devices(results):
         made[page.BEGIN, page.END] = page.block(results)
     for (begin, end), of in made.items():
@@ -134,7 +133,7 @@ def linear_flows(root: Path) -> dict[Path, str]:
     return {path: text}
 
 
-def block(root: Path, found: dict[str, dict]) -> str:
+def block(found: dict[str, dict]) -> str:
     from .ops import tables
 
     parts = [INTRODUCTION, summary(found, tables())]
@@ -147,7 +146,6 @@ def block(root: Path, found: dict[str, dict]) -> str:
                 f"Speed against size on {label(name, data)}: over eager, over torch.compile, fraction of copy bandwidth"
             )
             parts.append(f"![{alt}]({where}/speed.png)")
-    parts += [training(path) for path in sorted((root / "benchmarks" / "results").glob("*/digits-steps.json"))]
     return "\n\n".join(parts)
 
 
@@ -206,11 +204,3 @@ def _cell(measured: tuple[dict, dict] | None) -> str:
         return "WRONG" if wrong else NOT_MEASURED
     ratios = f"{ratio_text(speedup(case, EAGER))} / {ratio_text(speedup(case, COMPILED))}"
     return f"{microseconds(on_device(case['contenders'][name]))} us; {ratios}; {percent(of_copy(case, roofline))}"
-
-
-def training(path: Path) -> str:
-    """Training steps per second of the quick start's Glow, from a ``digits-steps.json``."""
-    rates = json.loads(path.read_text(encoding="utf-8"))["steps_per_second"]
-    own = rates["nfkernels"]
-    others = ", ".join(f"{name} {rate:.1f} ({own / rate:.2f}x)" for name, rate in rates.items() if name != "nfkernels")
-    return f"Training the quick start's Glow (`{path.parent.name}`), steps per second: nfkernels {own:.1f}; {others}."
