@@ -48,6 +48,10 @@ def read_config(path: str | os.PathLike[str], table: Mapping[str, Option]) -> di
         )
     options: dict[str, Any] = {}
     for key, value in content.items():
+        if isinstance(value, dict):
+            raise TrainingError(
+                f"--config {path}: options are not nested: give those below {key} beside each other, at the top"
+            )
         option = _option(path, key, table)
         if option.name in options:
             raise TrainingError(f"--config {path}: {option.name} is there twice, with dashes and with underscores")

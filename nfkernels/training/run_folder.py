@@ -43,6 +43,8 @@ class RunFolder:
             raise TrainingError(
                 f"{self.path} already holds a run ({', '.join(taken)}): resume it or choose another folder"
             )
+        if self.path.exists() and not self.path.is_dir():
+            raise TrainingError(f"{self.path} is a file: expected a folder for the run, new or empty")
         try:
             new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)

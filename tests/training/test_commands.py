@@ -137,6 +137,7 @@ def test_resume_refuses_another_run(capsys, digits_run):
         (["--depth", "2,3,4"], "--depth has 3 numbers for 2 levels"),
         (["--data", "flat.npy", "--classes"], "flat has no labels"),
         (["--device", "cuda:99"], "there is no device cuda:99 here"),
+        (["--out", "file"], "file is a file: expected a folder for the run"),
         (["--out", "file/run"], "cannot be made: Not a directory"),
         (["--accumulate", "3"], "accumulate is 3: a batch_size of 64 does not split"),
         (["--schedule", "constant", "--lr-end", "0.1"], "a constant learning rate has no end"),

@@ -61,6 +61,7 @@ def test_yaml_and_json_with_dashes_and_underscores():
         ("- steps", "expected options such as steps: 1000, found a list"),
         ("a: [", "is no YAML: "),
         ("a: !!python/object/apply:os._exit [77]", "is no YAML: "),
+        ("model:\n  depth: 3", "options are not nested: give those below model beside each other, at the top"),
         ("model: {}\nrecipe: {}", "describes a finished run: give --resume"),
     ],
 )
