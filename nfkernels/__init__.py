@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from .nn import load
     from .ops import (
         ConditionerInput,
+        Degrees,
         LUMatrices,
         ScaleMap,
         affine_coupling,
         autoregressive_conv,
+        autoregressive_inverse,
         channel_mix,
         coupling_mix,
         dequantize,
@@ -32,10 +34,12 @@ if TYPE_CHECKING:
 _MODULES = ("models", "nn", "ops", "training")
 _HOMES = {
     "ConditionerInput": "ops",
+    "Degrees": "ops",
     "LUMatrices": "ops",
     "ScaleMap": "ops",
     "affine_coupling": "ops",
     "autoregressive_conv": "ops",
+    "autoregressive_inverse": "ops",
     "channel_mix": "ops",
     "coupling_mix": "ops",
     "dequantize": "ops",
@@ -47,11 +51,13 @@ _HOMES = {
 }
 __all__ = [
     "ConditionerInput",
+    "Degrees",
     "LUMatrices",
     "ScaleMap",
     "__version__",
     "affine_coupling",
     "autoregressive_conv",
+    "autoregressive_inverse",
     "channel_mix",
     "coupling_mix",
     "dequantize",

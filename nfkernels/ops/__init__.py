@@ -4,6 +4,7 @@ from ..reference.scale_map import ScaleMap
 from ._library import load_cpu_module, use_backend
 from .affine_coupling import affine_coupling, affine_coupling_from_output
 from .autoregressive_conv import autoregressive_conv
+from .autoregressive_inverse import Degrees, autoregressive_inverse
 from .channel_mix import channel_mix, channel_mix_from_output
 from .coupling_mix import ConditionerInput, coupling_mix
 from .dequantize import dequantize
@@ -14,12 +15,14 @@ from .philox_uniform import advance_, philox_uniform, random_key
 
 __all__ = [
     "ConditionerInput",
+    "Degrees",
     "LUMatrices",
     "ScaleMap",
     "advance_",
     "affine_coupling",
     "affine_coupling_from_output",
     "autoregressive_conv",
+    "autoregressive_inverse",
     "channel_mix",
     "channel_mix_from_output",
     "coupling_mix",
