@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Degrees,
         LUMatrices,
         ScaleMap,
+        Spline,
         affine_coupling,
         autoregressive_conv,
         autoregressive_inverse,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         gaussian_log_density,
         lu_compose,
         lu_linear,
+        rational_quadratic_spline,
         use_backend,
     )
 
@@ -37,6 +39,7 @@ _HOMES = {
     "Degrees": "ops",
     "LUMatrices": "ops",
     "ScaleMap": "ops",
+    "Spline": "ops",
     "affine_coupling": "ops",
     "autoregressive_conv": "ops",
     "autoregressive_inverse": "ops",
@@ -47,6 +50,7 @@ _HOMES = {
     "load": "nn",
     "lu_compose": "ops",
     "lu_linear": "ops",
+    "rational_quadratic_spline": "ops",
     "use_backend": "ops",
 }
 __all__ = [
@@ -54,6 +58,7 @@ __all__ = [
     "Degrees",
     "LUMatrices",
     "ScaleMap",
+    "Spline",
     "__version__",
     "affine_coupling",
     "autoregressive_conv",
@@ -68,6 +73,7 @@ __all__ = [
     "models",
     "nn",
     "ops",
+    "rational_quadratic_spline",
     "training",
     "use_backend",
 ]

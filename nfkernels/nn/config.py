@@ -34,8 +34,8 @@ def register(cls: T | None = None, *, name: str | None = None) -> Any:
     """Lets :func:`save` and :func:`load` know a class of yours: ``@register`` above any ``nn.Module``.
 
     The file then holds the class's name (or ``name``) and its constructor's arguments, which must be numbers, strings,
-    booleans, None, lists, tuples, dicts, tensors, scale maps or modules of known classes. The program that loads must
-    have imported (and so registered) the class too.
+    booleans, None, lists, tuples, dicts, tensors, scale maps, splines or modules of known classes. The program that
+    loads must have imported (and so registered) the class too.
 
     Raises ``ValueError`` if the name is taken by another class.
     """

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from .._atomic import atomic_write
-from ..ops import ScaleMap
+from ..ops import ScaleMap, Spline
 from .config import Recorded, arguments, registered
 
 FORMAT = 1
@@ -239,7 +239,7 @@ def _options(module: nn.Module) -> dict[str, Any]:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str | ScaleMap)
+    return value is None or isinstance(value, bool | int | float | str | ScaleMap | Spline)
 
 
 def _called(name: str) -> str:
@@ -268,6 +268,8 @@ def describe(module: nn.Module) -> tuple[Any, dict[str, Tensor]]:
             return value
         if isinstance(value, ScaleMap):
             return {"scale_map": {**dataclasses.asdict(value), "clamp": str(value.clamp)}}
+        if isinstance(value, Spline):
+            return {"spline": dataclasses.asdict(value)}
         if isinstance(value, Tensor):
             name = f"{_CONFIG_TENSOR}{len(tensors)}"
             tensors[name] = value
@@ -302,6 +304,8 @@ def build(config: Any, tensors: dict[str, Tensor]) -> nn.Module:
             return value
         if "scale_map" in value:
             return ScaleMap(**{**value["scale_map"], "clamp": float(value["scale_map"]["clamp"])})
+        if "spline" in value:
+            return Spline(**value["spline"])
         if "tensor" in value:
             return tensors[value["tensor"]]
         if "tuple" in value:

@@ -1,6 +1,7 @@
 """The ops: plain functions on tensors, with gradients, fused where this machine has kernels for them."""
 
 from ..reference.scale_map import ScaleMap
+from ..reference.spline import Spline
 from ._library import load_cpu_module, use_backend
 from .affine_coupling import affine_coupling, affine_coupling_from_output
 from .autoregressive_conv import autoregressive_conv
@@ -12,12 +13,14 @@ from .gaussian_log_density import gaussian_log_density
 from .lu_compose import LUMatrices, lu_compose
 from .lu_linear import lu_linear
 from .philox_uniform import advance_, philox_uniform, random_key
+from .rational_quadratic_spline import rational_quadratic_spline
 
 __all__ = [
     "ConditionerInput",
     "Degrees",
     "LUMatrices",
     "ScaleMap",
+    "Spline",
     "advance_",
     "affine_coupling",
     "affine_coupling_from_output",
@@ -32,6 +35,7 @@ __all__ = [
     "lu_linear",
     "philox_uniform",
     "random_key",
+    "rational_quadratic_spline",
     "use_backend",
 ]
 
