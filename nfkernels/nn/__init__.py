@@ -15,6 +15,8 @@ from .image_flow import ImageFlow
 from .invertible_conv import InvertibleConv1x1
 from .linear import BlockDiagonalLinear, DiagonalLinear, FullLinear, TriangularLinear
 from .lu_linear import LULinear
+from .masked_autoregressive import MaskedAutoregressive
+from .masked_mlp import MaskedMLP
 from .multi_scale import MultiScale
 from .orthogonal import HouseholderOrthogonal, QRLinear
 from .periodic_conv import PeriodicConv1d, PeriodicConv2d
@@ -59,6 +61,8 @@ __all__ = [
     "LeakyReLU",
     "Log",
     "Logit",
+    "MaskedAutoregressive",
+    "MaskedMLP",
     "MultiScale",
     "PeriodicConv1d",
     "PeriodicConv2d",

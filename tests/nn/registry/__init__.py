@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import elementwise, flows, images, linear, spatial
+from . import autoregressive, elementwise, flows, images, linear, spatial
 from .case import Case
 
-CASES = [case for module in (flows, linear, spatial, elementwise, images) for case in module.CASES]
+CASES = [case for module in (flows, autoregressive, linear, spatial, elementwise, images) for case in module.CASES]
 
 __all__ = ["CASES", "Case"]
