@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops import ScaleMap
+from ..ops import ScaleMap, autoregressive_inverse
 from ..ops._library import under_transform
 from .bijection import Bijection, check_channels, check_width, refuse_lengths
 from .conv_net import check_precision
@@ -88,6 +88,9 @@ class MaskedAutoregressive(Bijection):
 
     def inverse(self, z, context=None, *, lengths=None):
         self._check(z, lengths)
+        made = self._fused(z, context)
+        if made is not None:
+            return made
         if not torch.is_grad_enabled() or torch.compiler.is_compiling() or under_transform():
             return self._by_passes(z, context)
         tensors = [context, *self.parameters()]
@@ -98,6 +101,17 @@ class MaskedAutoregressive(Bijection):
     def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
         params = call_conditioner(self.conditioner, x, context, None, self._with_context)
         return check_precision(params, x, "MaskedAutoregressive")
+
+    def _fused(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """All passes in one op, which has its own gradient; None where no kernel knows this layer."""
+        if type(self.transform) is not AffineTransform or not isinstance(self.conditioner, MaskedMLP):
+            return None
+        network = self.conditioner.network(z, context if self.uses_context else None)
+        if network is None:
+            return None
+        transform = self.transform
+        layout = transform.layout.removesuffix("_interleaved")
+        return autoregressive_inverse(z, transform=transform.scale_map, order=transform.order, layout=layout, **network)
 
     def _by_passes(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         degrees = getattr(self.conditioner, "degrees", None)

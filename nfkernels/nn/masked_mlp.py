@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import Degrees
+from ..ops.autoregressive_inverse import MOST_LAYERS, ActivationName
+from ..reference.affine_coupling import compute_dtype
 from .config import Recorded
 from .conv_net import check_context, network_dtype, refuse_context
 
@@ -113,9 +116,31 @@ class MaskedMLP(Recorded, nn.Module):
         """``(weight, bias)`` of every layer, first to last, with zeros where the masks are."""
         masks = [self.first_mask, *[self.hidden_mask] * len(self.hidden), self.last_mask]
         layers = (self.first, *self.hidden, self.last)
-        return [
-            (torch.where(mask, layer.weight, 0.0), layer.bias) for mask, layer in zip(masks, layers, strict=True)
-        ]
+        return [(torch.where(mask, layer.weight, 0.0), layer.bias) for mask, layer in zip(masks, layers, strict=True)]
+
+    def network(self, z: Tensor, context: Tensor | None) -> dict[str, Any] | None:
+        """This network as :func:`nfkernels.ops.autoregressive_inverse` takes it, to invert a layer at ``z``; None where
+        that op would compute something else than the forward does (in a narrower type, say, or past a hook)."""
+        fits = type(self) is MaskedMLP and not (self._forward_hooks or self._forward_pre_hooks)
+        fits = fits and self._sees is not None and len(self.hidden) < MOST_LAYERS
+        fits = fits and self.activation in get_args(ActivationName)
+        if not fits or network_dtype(self.first.weight) != compute_dtype(z):
+            return None
+        layers = (self.first, *self.hidden, self.last)
+        terms: list[Tensor | None] = [*self.context_terms(context)]
+        blocks = len(self.hidden) // 2 if self.residual else 0
+        if terms and self.residual:
+            terms = [terms[0], *(t for term in terms[1:] for t in (term, None))]
+        terms += [None] * (1 + len(self.hidden) - len(terms))
+        return {
+            "weights": [layer.weight for layer in layers],
+            "biases": [layer.bias for layer in layers],
+            "degrees": self._sees,
+            "context": terms,
+            "activation": self.activation,
+            "residual": [-1, *(n for i in range(blocks) for n in (-1, 2 * i))] if self.residual else None,
+            "final_activation": not self.residual,
+        }
 
     def context_terms(self, context: Tensor | None) -> list[Tensor]:
         """What a context adds to the first layer and inside each block, each ``[B, hidden]``; empty without one."""
@@ -167,6 +192,8 @@ def _make_masks(module: MaskedMLP, _: Any) -> None:
     # Spread so that the last unit has the highest degree, however few they are: some output sees every feature.
     places = (torch.arange(1, hidden + 1, device=degrees.device) * count - 1) // hidden + low
     outputs = degrees.repeat_interleave(module.params_per_feature)
+    layers = 1 + len(module.hidden)
+    module._sees = None if degrees.is_meta else Degrees(degrees.tolist(), [places.tolist()] * layers)
     module.register_buffer("hidden_degrees", places, persistent=False)
     module.register_buffer("first_mask", places[:, None] > degrees, persistent=False)
     module.register_buffer("hidden_mask", places[:, None] >= places, persistent=False)

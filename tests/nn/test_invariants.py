@@ -249,7 +249,9 @@ def test_autocast_reaches_conditioners_only(case: Case):
         back, _ = layer.inverse(z, **inverse_lengths(layer, given))
     assert z.dtype == logdet.dtype == back.dtype == torch.float32
     torch.testing.assert_close(back, x, atol=2e-2, rtol=0)
-    networks = any(isinstance(m, N.ConvConditioner | N.MaskedMLP | N.MLP | N.GlowSteps | N.SplitPrior) for m in layer.modules())
+    networks = any(
+        isinstance(m, N.ConvConditioner | N.MaskedMLP | N.MLP | N.GlowSteps | N.SplitPrior) for m in layer.modules()
+    )
     if not networks and "sequential" not in case.name:
         assert torch.equal(z, exact), "data maths must not notice autocast"
 
