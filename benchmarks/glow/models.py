@@ -13,8 +13,8 @@ import torch._dynamo as dynamo
 from torch import Tensor, nn
 
 from nfkernels.models import Glow
+from nfkernels.nn.graph import captured
 from nfkernels.training import Batches, Recipe
-from nfkernels.training.graph import captured
 from nfkernels.training.samples import Samples
 from nfkernels.training.trainer import Trainer
 

@@ -11,6 +11,7 @@ from .elementwise import Affine, Arctanh, Exp, LeakyReLU, Log, Logit, Sigmoid, S
 from .emerging_conv import EmergingConv2d
 from .flow import Flow
 from .glow_steps import GlowSteps
+from .graphed_flow import GraphedFlow
 from .image_flow import ImageFlow
 from .invertible_conv import InvertibleConv1x1
 from .linear import BlockDiagonalLinear, DiagonalLinear, FullLinear, TriangularLinear
@@ -53,6 +54,7 @@ __all__ = [
     "Flow",
     "FullLinear",
     "GlowSteps",
+    "GraphedFlow",
     "HouseholderOrthogonal",
     "ImageFlow",
     "Inverse",

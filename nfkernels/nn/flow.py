@@ -17,6 +17,7 @@ from .config import Recorded
 if TYPE_CHECKING:
     from .check import CheckReport
     from .distribution import FlowDistribution
+    from .graphed_flow import GraphedFlow
 
 
 class Flow(Recorded, nn.Module):
@@ -160,6 +161,29 @@ class Flow(Recorded, nn.Module):
         from .distribution import FlowDistribution
 
         return FlowDistribution(self, context)
+
+    def compile_graph(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        loss: Callable[..., Tensor] | None = None,
+    ) -> GraphedFlow:
+        """This flow with log_prob, sample and a training step played back from CUDA graphs (see ``GraphedFlow``).
+
+            fast = flow.compile_graph(batch, optimizer=optimizer)
+            for batch in batches:
+                loss = fast.step(batch)
+
+        ``x`` and ``context`` are a batch as they will come: log_prob and sample are recorded for it at once where the
+        flow is in evaluation mode, a step in its first calls. Other sizes are recorded when they come. Raises
+        ``ValueError`` for non-finite data (on the CPU only).
+        """
+        from .graphed_flow import GraphedFlow
+
+        self._check_data(x)
+        return GraphedFlow(self, optimizer, loss=loss).prepare(x, context)
 
     # --- state ---
 

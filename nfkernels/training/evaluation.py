@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..nn.graph import captured
 from .data.image_data import DataError, ImageData
 from .distributed import Ranks
-from .graph import captured
 from .samples import Data, Samples, as_samples, is_image_flow, unit_of
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from .._atomic import atomic_write
+from ..nn.graph import captured
 from . import session
 from .data import ImageData, load_images
 from .data.image_data import need
 from .errors import TrainingError
 from .evaluation import evaluate as measure
 from .evaluation import images_at_once, reconstruction, round_trip_error, uniform_bits
-from .graph import captured
 from .plots import image_grid
 from .run_folder import RunFolder
 

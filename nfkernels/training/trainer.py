@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..nn.graph import CapturedCall, CapturedPasses, recorder_on
 from ..nn.serialize import with_index_permutations
 from .batches import Batches
 from .checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
@@ -20,7 +21,6 @@ from .data.image_data import DataError
 from .distributed import Ranks
 from .errors import TrainingError
 from .evaluation import mean_loss
-from .graph import CapturedCall, CapturedPasses, recorder_on
 from .optim import Optimizer
 from .recipe import Recipe
 from .run_folder import RunFolder

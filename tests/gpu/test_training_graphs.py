@@ -7,8 +7,8 @@ import torch
 
 from nfkernels.models import Glow
 from nfkernels.nn import MLP, AffineCoupling, Bijection, Chain, Flow, StandardNormal
+from nfkernels.nn.graph import CapturedPasses, CudaRecorder
 from nfkernels.training import ImageData, fit
-from nfkernels.training.graph import CapturedPasses, CudaRecorder
 from nfkernels.training.optim import Optimizer
 from nfkernels.training.recipe import OPTIMIZERS, Recipe
 from nfkernels.training.step import LossModule, TrainStep
@@ -163,3 +163,29 @@ def test_a_step_never_waits_for_the_device(optimizer):
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert step.sums[2] == 2
+
+
+def test_compile_graph_gives_the_flow_s_own_numbers(recorded):
+    def made():
+        torch.manual_seed(0)
+        layers = [AffineCoupling(MLP(2, 16, 4), identity=side) for side in ("first", "second")]
+        return Flow(Chain(*layers), StandardNormal(4)).cuda()
+
+    plain, replayed = made(), made()
+    batches = torch.randn(8, 32, 4, device="cuda")
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-2, capturable=True)
+    fast = replayed.compile_graph(batches[0], optimizer=torch.optim.Adam(replayed.parameters(), lr=1e-2))
+    for x in batches:
+        optimizer.zero_grad()
+        loss = plain.nll(x)
+        loss.backward()
+        optimizer.step()
+        assert torch.equal(fast.step(x), loss.detach())
+    plain.eval(), replayed.eval()
+    fast = replayed.compile_graph(batches[0])
+    assert torch.equal(fast.log_prob(batches[1]), plain.log_prob(batches[1]))
+    torch.cuda.manual_seed(5)
+    drawn = fast.sample(32)
+    torch.cuda.manual_seed(5)
+    assert torch.equal(drawn, plain.sample(32))
+    assert len(recorded) == 3

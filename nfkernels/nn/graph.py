@@ -1,6 +1,6 @@
 """CUDA graphs: a function's work on the device is recorded once, then played again without Python or launches.
 
-Three things use it: the training step, and the passes of a flow that evaluation and sampling make.
+Training, evaluation and sampling use it, and ``Flow.compile_graph``.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..nn import Flow
+    from .flow import Flow
 
 # Calls that run as always before one is recorded: libraries load, allocate and choose their kernels in them. More of
 # them under DistributedDataParallel, which rebuilds its buckets at first.
-_WARM_UPS, _WARM_UPS_OF_RANKS = 3, 11
+WARM_UPS, _WARM_UPS_OF_RANKS = 3, 11
 # Sets of shapes that are recorded; further ones run as always.
 _MOST = 8
 
@@ -74,7 +74,7 @@ class CapturedCall:
         tell: Callable[[str], object] | None = None,
     ) -> None:
         self._function, self._recorder, self._what = function, recorder, what
-        self._generators, self._warm_ups = tuple(generators), _WARM_UPS
+        self._generators, self._warm_ups = tuple(generators), WARM_UPS
         self._tell = tell if tell is not None else lambda told: warnings.warn(told, stacklevel=4)
         self._seen: dict[Any, int] = {}
         self._recordings: dict[Any, tuple[tuple[Tensor | None, ...], Recording]] = {}
