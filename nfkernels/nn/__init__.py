@@ -1,13 +1,17 @@
 """Invertible layers, bases and flows. Start reading at :class:`Bijection` and :class:`Flow`."""
 
+from . import masks
 from .actnorm import ActNorm
 from .bases import Base, DiagonalNormal, StandardNormal, Uniform
 from .bijection import Bijection, Chain, Inverse
 from .check import CheckReport
-from .conditioners import MLP, ConvConditioner
+from .circle import CircularNormal, PeriodicFeatures, PhaseShift
+from .columns import Columns
+from .conditioners import MLP, ConvConditioner, ResidualNet
 from .config import register
-from .coupling import AdditiveTransform, AffineCoupling, AffineTransform, Coupling
+from .coupling import AdditiveCoupling, AffineCoupling, Coupling, SplineCoupling
 from .elementwise import Affine, Arctanh, Exp, LeakyReLU, Log, Logit, Sigmoid, Softplus, Tanh
+from .elementwise_spline import CircularSpline, ElementwiseSpline
 from .emerging_conv import EmergingConv2d
 from .flow import Flow
 from .glow_steps import GlowSteps
@@ -28,11 +32,13 @@ from .split_prior import DiagonalPrior, SplitPrior
 from .squeeze import Squeeze
 from .standardize import Standardize
 from .symmetric_conv import SymmetricConv
+from .transforms import AdditiveTransform, AffineTransform, MixedSplineTransform, SplineTransform
 from .variational_dequantization import VariationalDequantization
 
 __all__ = [
     "MLP",
     "ActNorm",
+    "AdditiveCoupling",
     "AdditiveTransform",
     "Affine",
     "AffineCoupling",
@@ -44,11 +50,15 @@ __all__ = [
     "Chain",
     "CheckReport",
     "CheckpointError",
+    "CircularNormal",
+    "CircularSpline",
+    "Columns",
     "ConvConditioner",
     "Coupling",
     "DiagonalLinear",
     "DiagonalNormal",
     "DiagonalPrior",
+    "ElementwiseSpline",
     "EmergingConv2d",
     "Exp",
     "Flow",
@@ -65,14 +75,20 @@ __all__ = [
     "Logit",
     "MaskedAutoregressive",
     "MaskedMLP",
+    "MixedSplineTransform",
     "MultiScale",
     "PeriodicConv1d",
     "PeriodicConv2d",
+    "PeriodicFeatures",
     "Permutation",
+    "PhaseShift",
     "QRLinear",
+    "ResidualNet",
     "ReversibleSequential",
     "Sigmoid",
     "Softplus",
+    "SplineCoupling",
+    "SplineTransform",
     "SplitPrior",
     "Squeeze",
     "StandardNormal",
@@ -84,6 +100,7 @@ __all__ = [
     "VariationalDequantization",
     "drift",
     "load",
+    "masks",
     "register",
     "save",
 ]

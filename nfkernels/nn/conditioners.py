@@ -6,6 +6,7 @@ coupling does (almost) nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -26,6 +27,17 @@ from .conv_net import (
     network_dtype,
     refuse_context,
 )
+
+Activation = Literal["relu", "silu", "gelu", "tanh", "elu", "leaky_relu", "softplus"]
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+    "elu": F.elu,
+    "leaky_relu": F.leaky_relu,
+    "softplus": F.softplus,
+}
 
 
 class ConvConditioner(Recorded, nn.Module):
@@ -105,9 +117,10 @@ class ConvConditioner(Recorded, nn.Module):
 
 
 class MLP(Recorded, nn.Module):
-    """A ReLU network for tabular couplings, ``[B, in] -> [B, out]``; the last layer starts at zero.
+    """A fully connected network for tabular couplings, ``[B, in] -> [B, out]``; the last layer starts at zero.
 
     ``layers`` counts the hidden ones. A context ``[B, E]`` is added to the first layer's output through a linear map.
+    ``activation``: ``"relu"``, ``"silu"``, ``"gelu"``, ``"tanh"``, ``"elu"``, ``"leaky_relu"`` or ``"softplus"``.
     """
 
     def __init__(
@@ -119,13 +132,14 @@ class MLP(Recorded, nn.Module):
         layers: int = 2,
         context_channels: int = 0,
         dropout: float = 0.0,
+        activation: Activation = "relu",
     ) -> None:
         super().__init__()
         if layers < 1:
             raise ValueError(f"an MLP needs at least 1 hidden layer, got {layers}")
         check_network((), dropout, "element")
         self.in_channels, self.out_channels, self.context_channels = in_channels, out_channels, context_channels
-        self.dropout = dropout
+        self.dropout, self.activation, self._act = dropout, activation, activation_of(activation)
         self.first = nn.Linear(in_channels, hidden)
         self.hidden = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers - 1))
         self.last = nn.Linear(hidden, out_channels)
@@ -140,7 +154,89 @@ class MLP(Recorded, nn.Module):
             refuse_context(context, "MLP")
         else:
             h = h + self.context(check_context(context, self.context_channels, "MLP").to(x.dtype))
-        h = F.relu(h)
+        h = self._act(h)
         for layer in self.hidden:
-            h = F.relu(layer(h))
-        return self.last(F.dropout(h, self.dropout, self.training))
+            h = self._act(layer(h))
+        return self.last(drop_in_training(h, self.dropout, self.training))
+
+
+class ResidualNet(Recorded, nn.Module):
+    """A residual network for tabular couplings, ``[B, in] -> [B, out]``; the last layer starts at zero.
+
+    Args:
+        in_channels, hidden, out_channels: widths.
+        blocks: pre-activation blocks of two layers each, ``h + W2 act(W1 act(h))``; they start near the identity.
+        context_channels: E of a context ``[B, E]``.
+        context_by: ``"glu"``: the context stands beside the input, and gates every block's output,
+            ``h + (W2 ...) * sigmoid(V context)``, as in nflows; ``"add"``: linear maps of it are added to the first
+            layer's output and to every block's.
+        activation: see :class:`MLP`.
+        dropout: probability, inside every block.
+
+    Reference: Durkan et al. 2019 (Neural Spline Flows), appendix B.1; He et al. 2016.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden: int,
+        out_channels: int,
+        *,
+        blocks: int = 2,
+        context_channels: int = 0,
+        context_by: Literal["glu", "add"] = "glu",
+        activation: Activation = "relu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if blocks < 1:
+            raise ValueError(f"a ResidualNet needs at least 1 block, got {blocks}")
+        if context_by not in ("glu", "add"):
+            raise ValueError(f"unknown context_by {context_by!r}: expected 'glu' or 'add'")
+        check_network((), dropout, "element")
+        self.in_channels, self.out_channels, self.context_channels = in_channels, out_channels, context_channels
+        self.context_by, self.activation, self._act = context_by, activation, activation_of(activation)
+        self.dropout = dropout
+        beside = context_channels if context_by == "glu" else 0
+        self.first = nn.Linear(in_channels + beside, hidden)
+        self.inner = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
+        self.outer = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
+        for layer in self.outer:
+            nn.init.uniform_(layer.weight, -1e-3, 1e-3)
+            nn.init.uniform_(layer.bias, -1e-3, 1e-3)
+        self.last = nn.Linear(hidden, out_channels)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+        # One product for all blocks' share of the context.
+        shares = blocks if context_by == "glu" else blocks + 1
+        self.context = nn.Linear(context_channels, shares * hidden) if context_channels else None
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        x = x.to(network_dtype(self.first.weight))
+        if self.context is None:
+            refuse_context(context, "ResidualNet")
+            return self.last(self._blocks(self.first(x), [None] * len(self.inner)))
+        context = check_context(context, self.context_channels, "ResidualNet").to(x.dtype)
+        shares = self.context(context).split(self.first.out_features, 1)
+        if self.context_by == "glu":
+            return self.last(self._blocks(self.first(torch.cat((x, context), 1)), [s.sigmoid() for s in shares]))
+        return self.last(self._blocks(self.first(x) + shares[0], shares[1:]))
+
+    def _blocks(self, h: Tensor, shares: Sequence[Tensor | None]) -> Tensor:
+        for inner, outer, share in zip(self.inner, self.outer, shares, strict=True):
+            t = outer(drop_in_training(self._act(inner(self._act(h))), self.dropout, self.training))
+            if share is not None:
+                t = t * share if self.context_by == "glu" else t + share
+            h = h + t
+        return h
+
+
+def drop_in_training(h: Tensor, p: float, training: bool) -> Tensor:
+    """Without dropout there is not even a call."""
+    return F.dropout(h, p) if training and p else h
+
+
+def activation_of(name: str) -> Callable[[Tensor], Tensor]:
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}: expected one of {', '.join(map(repr, _ACTIVATIONS))}")
+    return _ACTIVATIONS[name]

@@ -2,33 +2,140 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..ops import ScaleMap, affine_coupling, affine_coupling_from_output
-from ..ops.affine_coupling import IdentityName, LayoutName, OrderName, _choice
-from ..reference.affine_coupling import Identity, Layout, Order, compute_dtype
+from ..ops import ScaleMap, Spline, affine_coupling_from_output
+from ..ops.affine_coupling import LayoutName, OrderName
+from ..reference.affine_coupling import compute_dtype
 from .bijection import Bijection, check_floating, valid_mask
-from .config import Recorded
+from .conditioning import call_conditioner, takes_context
 from .conv_net import check_precision
 from .replay import gradients
+from .transforms import AdditiveTransform, AffineTransform, SplineTransform
+
+IdentityHalf = Literal["first", "second"]
 
 
-class AffineCoupling(Bijection):
-    """``y = x * s + t`` (or ``(x + t) * s``) on half of the channels, with s and t from the other half.
+class Coupling(Bijection):
+    """A coupling of any transform, any conditioner and any split of the elements.
 
     Args:
-        conditioner: module ``(x_identity, context) -> params``, or of x_identity alone; x_identity is the half that
-            passes through, ``[B, C - Ct, *spatial]``, params ``[B, 2 Ct, *spatial]`` (Ct for ``"additive"``). The
-            context goes to a parameter named ``context``, or to a second one without a default. It runs in the
-            caller's autocast precision, the coupling itself in float32. One that sets ``takes_mask`` is called with
-            ``mask=`` where lengths are given.
+        transform: see :class:`AffineTransform`.
+        conditioner: module ``(x_identity, context) -> params``, or of x_identity alone. The context goes to a parameter
+            named ``context``, or to a second one without a default. It runs in the caller's autocast precision, the
+            transform itself in float32. One that sets ``takes_mask`` is called with ``mask=`` where lengths are given.
+        mask: bool, True where an element is transformed (:mod:`nfkernels.nn.masks` makes the usual ones). ``[C]``: a
+            choice of channels; the conditioner is given those that pass through, ``[B, C - Ct, *spatial]``, and returns
+            parameters for the Ct others, in their order. ``[C or 1, *spatial]`` (a checkerboard is ``[1, H, W]``): the
+            conditioner is given all of x with the transformed elements at zero, and returns parameters for all C
+            channels.
+        identity: instead of a mask, for affine transforms: the half of the channels that passes through, whatever
+            their number C, the leading ``C - C // 2`` (``"first"``) or the trailing ``C // 2`` (``"second"``). The two
+            between them transform every channel.
+
+    Raises ``ValueError`` for a mask that transforms nothing or everything, or that does not fit the data.
+    """
+
+    def __init__(
+        self,
+        transform: nn.Module,
+        conditioner: nn.Module,
+        mask: Tensor | None = None,
+        *,
+        identity: IdentityHalf | None = None,
+    ) -> None:
+        super().__init__()
+        self.transform, self.conditioner, self._with_context = transform, conditioner, takes_context(conditioner)
+        self.identity = identity
+        if (mask is None) == (identity is None):
+            raise ValueError(f"{type(self).__name__} splits by a mask or by identity: give one of them")
+        if mask is None:
+            if identity not in ("first", "second"):
+                raise ValueError(
+                    f'{type(self).__name__} needs a half that passes through: identity="first" or "second", '
+                    f"got {identity!r}"
+                )
+            if not isinstance(transform, AffineTransform):
+                raise ValueError(f"identity goes with an affine transform: give this {_kind(transform)} a mask")
+            self.split = "halves"
+            return
+        if mask.dtype != torch.bool or mask.dim() < 1:
+            raise ValueError(f"mask must be bool, [C] or [C, *spatial], got {mask.dtype} {tuple(mask.shape)}")
+        if not mask.is_meta and bool(mask.all() | ~mask.any()):
+            raise ValueError("mask must transform some elements and let others pass: all of it is one value")
+        if mask.dim() == 1:
+            self.split = "channels"
+            order = mask.cumsum(0) - 1
+            self.register_buffer("channel_map", torch.where(mask, order, -1))
+            self.register_buffer("kept", (~mask).nonzero()[:, 0])
+            self._kept_slice = as_slice(self.kept)
+        else:
+            self.split = "elements"
+            self.register_buffer("mask", mask.clone())
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.split == "channels":
+            self._kept_slice = as_slice(self.kept)
+
+    @property
+    def uses_context(self):
+        return self._with_context is not None
+
+    def forward(self, x, context=None, *, lengths=None):
+        return self._run(self.transform, x, context, lengths)
+
+    def inverse(self, z, context=None, *, lengths=None):
+        return self._run(self.transform.inverse, z, context, lengths)
+
+    def _run(self, transform, x: Tensor, context: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        check_floating(x, type(self).__name__)
+        valid = valid_mask(x, lengths)
+        kept, where = self._split(x, valid)
+        params = call_conditioner(self.conditioner, kept, context, valid, self._with_context)
+        check_precision(params, x, type(self).__name__)
+        return transform(x, params, **where, **self._options(x))
+
+    def _split(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
+        """What the conditioner is given, and where the transform acts."""
+        if self.split == "halves":
+            if x.dim() < 2 or x.shape[1] < 2:
+                raise ValueError(f"a coupling needs data [B, C, *spatial] of at least 2 channels, got {tuple(x.shape)}")
+            return self._half(x), {"mask": valid, "identity": self.identity}
+        if self.split == "channels":
+            if x.dim() < 2 or x.shape[1] != self.channel_map.shape[0]:
+                raise ValueError(f"mask chooses among {self.channel_map.shape[0]} channels, got data {tuple(x.shape)}")
+            # A slice is a view; index_select copies, and its gradient adds up.
+            kept = x.index_select(1, self.kept) if self._kept_slice is None else x[:, self._kept_slice]
+            return kept, {"mask": valid, "channel_map": self.channel_map}
+        fits = x.dim() == self.mask.dim() + 1
+        fits = fits and all(m in (1, n) for m, n in zip(self.mask.shape, x.shape[1:], strict=True))
+        if not fits:
+            raise ValueError(f"mask {tuple(self.mask.shape)} does not fit data of shape {tuple(x.shape)}")
+        mask = self.mask[None]
+        where = {"mask": mask if valid is None else mask & valid, "channel_map": None}
+        return torch.where(self.mask, 0.0, x), where
+
+    def _half(self, x: Tensor) -> Tensor:
+        """The half that passes through."""
+        split = x.shape[1] - x.shape[1] // 2
+        return x.narrow(1, 0, split) if self.identity == "first" else x.narrow(1, split, x.shape[1] - split)
+
+    def _options(self, x: Tensor) -> dict[str, Any]:
+        """What else the transform is given."""
+        return {}
+
+
+class AffineCoupling(Coupling):
+    """``y = x * s + t`` (or ``(x + t) * s``) on part of the elements, with s and t from the others.
+
+    Args:
+        conditioner: see :class:`Coupling`; params ``[B, 2 Ct, *spatial]`` (Ct for ``"additive"``).
         scale_map, order, layout: see :func:`nfkernels.affine_coupling`.
-        identity: ``"first"``: the leading ``C - C // 2`` channels pass through; ``"second"``: the trailing ``C // 2``.
-            The two between them transform every channel.
+        identity, mask: the half that passes through (``"first"`` by default), or any split; see :class:`Coupling`.
         learned_gain: one learned factor per transformed channel on the scale map's gain, starting at 1. True takes the
             count from ``conditioner.out_channels``; else give the number of transformed channels.
 
@@ -43,16 +150,13 @@ class AffineCoupling(Bijection):
         scale_map: ScaleMap | str = "glow",
         order: OrderName = "scale_first",
         layout: LayoutName = "shift_scale",
-        identity: IdentityName = "first",
+        identity: IdentityHalf | None = None,
         learned_gain: bool | int = False,
+        mask: Tensor | None = None,
     ) -> None:
-        super().__init__()
-        self.conditioner, self._with_context = conditioner, takes_context(conditioner)
-        self.scale_map = ScaleMap.parse(scale_map)
-        _choice(Order, order, "order"), _choice(Layout, layout, "layout"), _choice(Identity, identity, "identity")
-        if identity == "none":
-            raise ValueError('AffineCoupling needs a half that passes through: identity="first" or "second"')
-        self.order, self.layout, self.identity = order, layout, identity
+        identity = "first" if identity is None and mask is None else identity
+        super().__init__(AffineTransform(scale_map, order=order, layout=layout), conditioner, mask, identity=identity)
+        self.scale_map, self.order, self.layout = self.transform.scale_map, order, layout
         self.gain = None
         if learned_gain is not False:
             if not self.scale_map.has_scale:
@@ -64,182 +168,72 @@ class AffineCoupling(Bijection):
                 count = conditioner.out_channels // 2
             self.gain = nn.Parameter(torch.ones(int(count)))
 
-    @property
-    def uses_context(self):
-        return self._with_context is not None
-
-    def forward(self, x, context=None, *, lengths=None):
-        return self._run(x, context, lengths, False)
-
-    def inverse(self, z, context=None, *, lengths=None):
-        return self._run(z, context, lengths, True)
-
     @torch.no_grad()
     def from_output(self, z, dz, dlogdet, wanted, context=None, *, lengths=None):
+        if self.split != "halves":
+            return super().from_output(z, dz, dlogdet, wanted, context, lengths=lengths)
         # The half that the network reads passes through: it runs once more, on the output.
-        kept, mask = self._kept(z).detach().requires_grad_(), valid_mask(z, lengths)
+        valid = valid_mask(z, lengths)
+        kept, where = self._split(z, valid)
+        kept = kept.detach().requires_grad_()
         with torch.enable_grad():
-            params = call_conditioner(self.conditioner, kept, context, mask, self._with_context)
-            options = self._options(z)
-        x, dx, dparams, dgain = affine_coupling_from_output(z, params.detach(), dz, dlogdet, mask=mask, **options)
+            params = call_conditioner(self.conditioner, kept, context, valid, self._with_context)
+            options = {**where, **self.transform.options, **self._options(z)}
+        x, dx, dparams, dgain = affine_coupling_from_output(z, params.detach(), dz, dlogdet, **options)
         outputs, given = [params], [dparams]
         if dgain is not None:  # a graph, and not the parameter alone: it may be made of others
             outputs, given = [params, options["gain"]], [dparams, dgain]
         through, *found = gradients(outputs, [kept, *wanted], given)
         if through is not None:
-            self._kept(dx).add_(through)
+            self._half(dx).add_(through)
         return x, dx, found
 
-    def _run(self, x: Tensor, context: Tensor | None, lengths: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        check_floating(x, "AffineCoupling")
-        if x.dim() < 2 or x.shape[1] < 2:
-            raise ValueError(f"a coupling needs data [B, C, *spatial] of at least 2 channels, got {tuple(x.shape)}")
-        mask = valid_mask(x, lengths)
-        params = call_conditioner(self.conditioner, self._kept(x), context, mask, self._with_context)
-        check_precision(params, x, "AffineCoupling")
-        return affine_coupling(x, params, inverse=inverse, mask=mask, **self._options(x))
-
-    def _kept(self, x: Tensor) -> Tensor:
-        """The half that passes through."""
-        split = x.shape[1] - x.shape[1] // 2
-        return x.narrow(1, 0, split) if self.identity == "first" else x.narrow(1, split, x.shape[1] - split)
-
-    def _options(self, x: Tensor) -> dict[str, Any]:
-        gain = None if self.gain is None else self.gain.to(compute_dtype(x))
-        named = {"scale_map": self.scale_map, "order": self.order, "layout": self.layout, "identity": self.identity}
-        return {**named, "gain": gain}
+    def _options(self, x):
+        return {} if self.gain is None else {"gain": self.gain.to(compute_dtype(x))}
 
     def extra_repr(self) -> str:
-        return f"scale_map={self.scale_map}, order={self.order!r}, layout={self.layout!r}, identity={self.identity!r}"
+        split = f"identity={self.identity!r}" if self.split == "halves" else f"mask of {self.split}"
+        return f"{self.transform.extra_repr()}, {split}"
 
 
-def takes_context(conditioner: nn.Module) -> Literal["positional", "keyword"] | None:
-    """How a conditioner takes the context: an ``nn.Sequential`` does not, nor one built with ``context_channels=0``.
+class AdditiveCoupling(Coupling):
+    """``y = x + t`` on part of the elements, with t ``[B, Ct, *spatial]`` from the others: volume preserving.
 
-    Whatever else has a default (``scale=2.0``) is not the context's place.
-    """
-    if getattr(conditioner, "context_channels", None) == 0:
-        return None
-    inner = getattr(conditioner, "_orig_mod", conditioner)  # torch.compile wraps it in a forward of (*args, **kwargs)
-    parameters = inspect.signature(inner.forward).parameters.values()
-    by_position = [p for p in parameters if p.kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    if len(by_position) > 1 and (by_position[1].name == "context" or by_position[1].default is inspect.Parameter.empty):
-        return "positional"
-    named = [p for p in parameters if p.name == "context" and p.kind != inspect.Parameter.POSITIONAL_ONLY]
-    return "keyword" if named else None
-
-
-def call_conditioner(
-    conditioner: nn.Module,
-    x: Tensor,
-    context: Tensor | None,
-    mask: Tensor | None,
-    how: Literal["positional", "keyword"] | None,
-) -> Tensor:
-    args = (x, context) if how == "positional" else (x,)
-    options = {"context": context} if how == "keyword" else {}
-    if mask is not None and getattr(conditioner, "takes_mask", False):
-        options["mask"] = mask
-    return conditioner(*args, **options)
-
-
-class AffineTransform(Recorded, nn.Module):
-    """``x * s + t`` for :class:`Coupling`; params ``[B, 2 Ct, *spatial]``, options as in ``affine_coupling``.
-
-    A transform is any object with ``forward(x, params, *, mask, channel_map) -> (y, logdet)`` and an ``inverse`` of the
-    same form; what mask and channel_map leave out passes through and adds nothing to logdet ``[B]``.
+    ``identity`` or ``mask`` as for :class:`AffineCoupling`. Reference: Dinh et al. 2014 (NICE), eq. 9-10.
     """
 
     def __init__(
-        self,
-        scale_map: ScaleMap | str = "glow",
-        *,
-        order: OrderName = "scale_first",
-        layout: LayoutName = "shift_scale",
+        self, conditioner: nn.Module, *, identity: IdentityHalf | None = None, mask: Tensor | None = None
     ) -> None:
-        super().__init__()
-        self.scale_map = ScaleMap.parse(scale_map)
-        _choice(Order, order, "order"), _choice(Layout, layout, "layout")
-        self.order, self.layout = order, layout
-
-    def forward(self, x, params, *, mask=None, channel_map=None):
-        return self._run(x, params, mask, channel_map, False)
-
-    def inverse(self, x, params, *, mask=None, channel_map=None):
-        return self._run(x, params, mask, channel_map, True)
-
-    def _run(self, x, params, mask, channel_map, inverse):
-        return affine_coupling(
-            x, params, scale_map=self.scale_map, order=self.order, layout=self.layout, inverse=inverse, mask=mask,
-            channel_map=channel_map,
-        )  # fmt: skip
-
-    def extra_repr(self) -> str:
-        return f"{self.scale_map}, order={self.order!r}, layout={self.layout!r}"
+        identity = "first" if identity is None and mask is None else identity
+        super().__init__(AdditiveTransform(), conditioner, mask, identity=identity)
 
 
-class AdditiveTransform(AffineTransform):
-    """``x + t``: volume preserving, params ``[B, Ct, *spatial]`` (NICE, Dinh et al. 2014)."""
-
-    def __init__(self) -> None:
-        super().__init__("additive")
-
-
-class Coupling(Bijection):
-    """A coupling of any transform, any conditioner and any split of the elements.
+class SplineCoupling(Coupling):
+    """A monotonic rational-quadratic spline on part of the elements, its knots from the others.
 
     Args:
-        transform: see :class:`AffineTransform`.
-        conditioner: module ``(x_identity, context) -> params``.
-        mask: bool, True where an element is transformed. ``[C]``: a choice of channels; the conditioner is given those
-            that pass through, ``[B, C - Ct, *spatial]``, and returns parameters for the Ct others, in their order.
-            ``[C or 1, *spatial]`` (a checkerboard is ``[1, H, W]``): the conditioner is given all of x with the
-            transformed elements at zero, and returns parameters for all C channels.
+        conditioner: see :class:`Coupling`; params ``[B, Ct * P, *spatial]``, P = ``spline.params_per_element``.
+        mask: any split; see :class:`Coupling`.
+        spline: a :class:`nfkernels.Spline` or a preset's name: bins, interval, tails.
 
-    Raises ``ValueError`` for a mask that transforms nothing or everything, or that does not fit the data.
+    Cost: one pass over x and params. Raises ``ValueError`` as :class:`Coupling`.
+    Reference: Durkan et al. 2019 (Neural Spline Flows), section 3.
     """
 
-    def __init__(self, transform: nn.Module, conditioner: nn.Module, mask: Tensor) -> None:
-        super().__init__()
-        if mask.dtype != torch.bool or mask.dim() < 1:
-            raise ValueError(f"mask must be bool, [C] or [C, *spatial], got {mask.dtype} {tuple(mask.shape)}")
-        if not mask.is_meta and bool(mask.all() | ~mask.any()):
-            raise ValueError("mask must transform some elements and let others pass: all of it is one value")
-        self.transform, self.conditioner, self._with_context = transform, conditioner, takes_context(conditioner)
-        self.by_channel = mask.dim() == 1
-        if self.by_channel:
-            order = mask.cumsum(0) - 1
-            self.register_buffer("channel_map", torch.where(mask, order, -1))
-            self.register_buffer("kept", (~mask).nonzero()[:, 0])
-        else:
-            self.register_buffer("mask", mask.clone())
+    def __init__(self, conditioner: nn.Module, mask: Tensor, *, spline: Spline | str = Spline()) -> None:  # noqa: B008
+        super().__init__(SplineTransform(spline), conditioner, mask)
 
-    @property
-    def uses_context(self):
-        return self._with_context is not None
 
-    def forward(self, x, context=None, *, lengths=None):
-        return self._run(self.transform, x, context, lengths)
+def as_slice(indices: Tensor) -> slice | None:
+    """The slice that selects what ascending ``indices`` do, if there is one."""
+    if indices.is_meta:
+        return None
+    numbers = indices.tolist()
+    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
+    same = step > 0 and numbers == list(range(numbers[0], numbers[-1] + 1, step))
+    return slice(numbers[0], numbers[-1] + 1, step) if same else None
 
-    def inverse(self, z, context=None, *, lengths=None):
-        return self._run(self.transform.inverse, z, context, lengths)
 
-    def _run(self, transform, x: Tensor, context: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        check_floating(x, "Coupling")
-        valid = valid_mask(x, lengths)
-        if self.by_channel:
-            if x.dim() < 2 or x.shape[1] != self.channel_map.shape[0]:
-                raise ValueError(f"mask chooses among {self.channel_map.shape[0]} channels, got data {tuple(x.shape)}")
-            kept = x.index_select(1, self.kept)
-            params = call_conditioner(self.conditioner, kept, context, valid, self._with_context)
-            check_precision(params, x, "Coupling")
-            return transform(x, params, mask=valid, channel_map=self.channel_map)
-        fits = x.dim() == self.mask.dim() + 1
-        fits = fits and all(m in (1, n) for m, n in zip(self.mask.shape, x.shape[1:], strict=True))
-        if not fits:
-            raise ValueError(f"mask {tuple(self.mask.shape)} does not fit data of shape {tuple(x.shape)}")
-        kept = torch.where(self.mask, 0.0, x)
-        params = call_conditioner(self.conditioner, kept, context, valid, self._with_context)
-        check_precision(params, x, "Coupling")
-        mask = self.mask[None]
-        return transform(x, params, mask=mask if valid is None else mask & valid, channel_map=None)
+def _kind(transform: nn.Module) -> str:
+    return type(transform).__name__

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from ..ops import ScaleMap, autoregressive_inverse
 from ..ops._library import under_transform
 from .bijection import Bijection, check_channels, check_width, refuse_lengths
+from .conditioning import call_conditioner, takes_context
 from .conv_net import check_precision
-from .coupling import AffineTransform, call_conditioner, takes_context
 from .masked_mlp import MaskedMLP
 from .replay import gradients
+from .transforms import AffineTransform
 
 _INTERLEAVED = ("shift_scale_interleaved", "scale_shift_interleaved")
 HIDDEN = 64  # width of the network that is made where none is given

@@ -17,6 +17,7 @@ SLOW = {"multi-scale", "glow-steps-odd-one-pixel", "chain", "inverse", "affine-s
 every_layer_some_slow = pytest.mark.parametrize(
     "case", [pytest.param(c, marks=pytest.mark.slow) if c.name in SLOW else c for c in CASES], ids=lambda c: c.name
 )
+NETWORKS = (N.ConvConditioner, N.MaskedMLP, N.MLP, N.ResidualNet, N.GlowSteps, N.SplitPrior)
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
@@ -249,9 +250,7 @@ def test_autocast_reaches_conditioners_only(case: Case):
         back, _ = layer.inverse(z, **inverse_lengths(layer, given))
     assert z.dtype == logdet.dtype == back.dtype == torch.float32
     torch.testing.assert_close(back, x, atol=2e-2, rtol=0)
-    networks = any(
-        isinstance(m, N.ConvConditioner | N.MaskedMLP | N.MLP | N.GlowSteps | N.SplitPrior) for m in layer.modules()
-    )
+    networks = any(isinstance(m, NETWORKS) for m in layer.modules())
     if not networks and "sequential" not in case.name:
         assert torch.equal(z, exact), "data maths must not notice autocast"
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from . import autoregressive, elementwise, flows, images, linear, spatial
+from . import autoregressive, couplings, elementwise, flows, images, linear, spatial
 from .case import Case
 
-CASES = [case for module in (flows, autoregressive, linear, spatial, elementwise, images) for case in module.CASES]
+MODULES = (flows, couplings, autoregressive, linear, spatial, elementwise, images)
+CASES = [case for module in MODULES for case in module.CASES]
 
 __all__ = ["CASES", "Case"]
