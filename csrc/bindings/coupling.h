@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../include/affine_coupling.h"
-#include "tensors.h"
+#include "selection.h"
 
 namespace nf {
 
@@ -24,23 +24,8 @@ inline Coupling coupling_of(const Tensor& x, const Tensor& params, const Optiona
   k.transformed = params.size(1) / (k.has_scale() ? 2 : 1);
   check_shape(k.transformed <= k.channels, "params have more channels than x can use");
   k.first = (form >> 7 & 3) == 1 ? k.channels - k.transformed : 0;
-  if (channel_map) {
-    check_shape(channel_map->scalar_type() == ScalarType::Long && channel_map->dim() == 1 &&
-                    channel_map->size(0) == k.channels && channel_map->is_contiguous(),
-                "channel_map must be int64 [C]");
-    check_device(x, *channel_map);
-    k.channel_map = static_cast<const int64_t*>(channel_map->const_data_ptr());
-  }
-  if (mask) {
-    check_shape(mask->scalar_type() == ScalarType::Bool && mask->dim() == x.dim() &&
-                    positions_of(*mask) == k.positions && (mask->size(0) == 1 || mask->size(0) == k.batch) &&
-                    (mask->size(1) == 1 || mask->size(1) == k.channels),
-                "mask must be bool [B or 1, C or 1, ...] with x's positions");
-    check_device(x, *mask);
-    k.mask = read(*mask);
-    if (mask->size(0) == 1) k.mask.b = 0;
-    if (mask->size(1) == 1) k.mask.c = 0;
-  }
+  k.channel_map = channel_map_of(x, channel_map);
+  k.mask = mask_of(x, mask);
   if (gain) {
     check_shape(gain->scalar_type() == compute_type(x) && gain->numel() == k.transformed && gain->is_contiguous(),
                 "gain must be [Ct] in the arithmetic's type");

@@ -7,6 +7,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <array>
 #include <optional>
 
 #include "../include/types.h"
@@ -69,6 +70,17 @@ inline const void* data_of(const OptionalTensor& t) { return t ? t->const_data_p
 
 inline Tensor new_vector(const Tensor& like, int64_t n, ScalarType type) {
   return torch::stable::new_empty(like, {n}, type);
+}
+
+// In like's strides; torch::stable has it without a type.
+inline Tensor empty_like(const Tensor& like, ScalarType type) {
+  if (like.scalar_type() == type) return torch::stable::empty_like(like);
+  using torch::stable::detail::from;
+  std::array<StableIValue, 6> stack{from(like),         from(std::optional<ScalarType>(type)),
+                                    from(std::nullopt), from(std::nullopt),
+                                    from(std::nullopt), from(std::nullopt)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 // The kernels take addresses on trust: a tensor on another device would be an illegal access.

@@ -9,7 +9,8 @@ NF_KERNELS(NF_DECLARE_KERNEL)
 
 const Kernels& kernels() {
 #define NF_ENTRY(name, ...) cuda::name,
-  static const Kernels table = {NF_KERNELS(NF_ENTRY)};
+#define NF_NONE(name, ...) nullptr,
+  static const Kernels table = {NF_KERNELS(NF_ENTRY) NF_CPU_KERNELS(NF_NONE)};
   return table;
 }
 

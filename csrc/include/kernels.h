@@ -10,6 +10,7 @@
 #include "gaussian_log_density.h"
 #include "lu_compose.h"
 #include "lu_linear.h"
+#include "rational_quadratic_spline.h"
 
 // Every raw op, with what its kernels take besides `const Launch&`.
 #define NF_KERNELS(KERNEL)                                                        \
@@ -30,6 +31,11 @@
   KERNEL(lu_linear_backward, const LULinearBackward&)                             \
   KERNEL(philox_uniform_forward, const PhiloxUniform&)
 
+// Those that a GPU has no kernels for.
+#define NF_CPU_KERNELS(KERNEL)                                                       \
+  KERNEL(rational_quadratic_spline_forward, const SplineForm&, const SplineForward&) \
+  KERNEL(rational_quadratic_spline_backward, const SplineForm&, const SplineBackward&)
+
 namespace nf {
 
 #define NF_DECLARE_KERNEL(name, ...) void name(__VA_ARGS__, const Launch&);
@@ -37,6 +43,7 @@ namespace nf {
 
 struct Kernels {
   NF_KERNELS(NF_KERNEL_POINTER)
+  NF_CPU_KERNELS(NF_KERNEL_POINTER)
 };
 
 const Kernels& kernels();
