@@ -13,6 +13,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from . import models, nn, ops, training
+    from .models import NSF, Glow, RealNVP
     from .nn import load
     from .ops import (
         ConditionerInput,
@@ -37,7 +38,10 @@ _MODULES = ("models", "nn", "ops", "training")
 _HOMES = {
     "ConditionerInput": "ops",
     "Degrees": "ops",
+    "Glow": "models",
     "LUMatrices": "ops",
+    "NSF": "models",
+    "RealNVP": "models",
     "ScaleMap": "ops",
     "Spline": "ops",
     "affine_coupling": "ops",
@@ -54,9 +58,12 @@ _HOMES = {
     "use_backend": "ops",
 }
 __all__ = [
+    "NSF",
     "ConditionerInput",
     "Degrees",
+    "Glow",
     "LUMatrices",
+    "RealNVP",
     "ScaleMap",
     "Spline",
     "__version__",

@@ -1,0 +1,164 @@
+"""Neural spline flows over the columns of a table (Durkan et al. 2019)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..nn.actnorm import ActNorm
+from ..nn.bases import Base, StandardNormal
+from ..nn.bijection import Bijection, Chain
+from ..nn.circle import CircularNormal, PeriodicFeatures, PhaseShift, check_interval, circular_mask
+from ..nn.columns import Columns
+from ..nn.conditioners import Activation
+from ..nn.coupling import Coupling, SplineCoupling
+from ..nn.elementwise_spline import ElementwiseSpline
+from ..nn.flow import Flow
+from ..nn.standardize import Standardize
+from ..nn.transforms import MixedSplineTransform, identity_params
+from ..ops import Spline
+from .tables import Linear, Mask, Network, base_over, check_table, coupling_masks, make_network, mixing
+
+Build = Callable[[Tensor | None, Tensor, Spline, int], nn.Module | None]
+
+
+class NSF(Flow):
+    """A neural spline flow: rational-quadratic spline couplings, with a linear layer before each and after the last.
+
+    Args:
+        features: number of columns D; data is ``[B, D]``, best of mean 0 and variance 1, since a spline acts on
+            ``[-bound, bound]`` and leaves alone what lies outside.
+        layers: spline couplings. hidden, depth: width and blocks (hidden layers, of an MLP) of their networks.
+        bins, bound: of the splines.
+        context: width E of a context ``[B, E]`` that the networks are given: a conditional density.
+        embed: network applied to the context first, of output width ``context``: for labels an
+            ``nn.Embedding(classes, context)``, for observations of any form a summary network that learns along.
+        circular: numbers of the columns that are angles; ``interval`` is where they lie, ``[-pi, pi)`` by default.
+            Their splines, networks and base (:class:`CircularNormal`, on ``[-bound, bound)``) are periodic, and a
+            learned rotation stands where other columns have the linear layer.
+        linear: ``"lu"`` (a random permutation and an :class:`LULinear`), ``"permutation"`` or ``"none"``.
+        mask: what a coupling transforms: ``"alternating"`` columns, ``"halves"``, or ``"random"`` halves; the next
+            layer transforms the others. Alternating by default, random where some columns are angles.
+        network, activation, dropout: of the conditioners, ``"residual"`` (:class:`ResidualNet`, as in the paper) or
+            ``"mlp"``. Raw widths and heights are divided by ``sqrt(hidden)``, as nflows does.
+        actnorm: an :class:`ActNorm` before every coupling but the first (of columns that are no angles).
+        base: any base over ``(D,)``; N(0, I) by default.
+
+    Every layer starts as the identity, up to permutations. One column has nothing to be coupled to: its flow is made of
+    elementwise splines, whose parameters are learned or, given a context, a network's.
+
+    Raises ``ValueError`` for options that do not fit each other. Reference: Durkan et al. 2019, section 4 and B.1.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        layers: int = 5,
+        hidden: int = 64,
+        depth: int = 2,
+        bins: int = 8,
+        bound: float = 3.0,
+        context: int = 0,
+        embed: nn.Module | None = None,
+        circular: Sequence[int] = (),
+        interval: tuple[float, float] = (-math.pi, math.pi),
+        linear: Linear = "lu",
+        mask: Mask | None = None,
+        network: Network = "residual",
+        activation: Activation = "relu",
+        dropout: float = 0.0,
+        actnorm: bool = False,
+        base: Base | None = None,
+    ) -> None:
+        check_table(features, layers, context, embed, "NSF")
+        if not bound > 0:
+            raise ValueError(f"bound must be positive, got {bound}")
+        check_interval(*interval, "NSF")
+        angles = circular_mask(features, circular, "NSF")
+        plain = (~angles).nonzero()[:, 0].tolist()
+        spline = Spline(
+            bins=bins, low=-bound, high=bound, tails="circular" if angles.any() else "linear", prescale=hidden**-0.5
+        )
+        build = partial(
+            _conditioner, kind=network, hidden=hidden, depth=depth, context=context, activation=activation,
+            dropout=dropout,
+        )  # fmt: skip
+        if mask is None:
+            mask = "random" if angles.any() else "alternating"
+        chosen = coupling_masks(mask, features, layers, angles)
+        parts = _onto_the_splines_interval(angles, interval, bound)
+        for i, transformed in enumerate(chosen):
+            parts += _between(linear, actnorm and i > 0, angles, plain, bound)
+            parts.append(_coupling(transformed, angles, spline, build))
+        parts += _between(linear, False, torch.zeros_like(angles), plain, bound)
+        default = partial(CircularNormal, circular=list(circular), low=-bound, high=bound)
+        base = base_over(features, base, default if angles.any() else StandardNormal)
+        super().__init__(Chain(parts), base, embed=embed)
+        self.features = features
+        self.event_shape = torch.Size((features,))
+
+
+def _onto_the_splines_interval(angles: Tensor, interval: tuple[float, float], bound: float) -> list[Bijection]:
+    """One spline op has one interval: angles come to that of the other columns."""
+    low, high = interval
+    middle, scale = (low + high) / 2, (high - low) / (2 * bound)
+    if not angles.any():
+        return []
+    turn = PhaseShift(len(angles), angles.nonzero()[:, 0].tolist(), low=low, high=high)
+    return [turn, Standardize(torch.where(angles, middle, 0.0), torch.where(angles, scale, 1.0))]
+
+
+def _between(linear: Linear, actnorm: bool, angles: Tensor, plain: list[int], bound: float) -> list[Bijection]:
+    """The layers before a coupling: linear ones for columns that are no angles, rotations for those that are."""
+    features = len(angles)
+    own = ([ActNorm(len(plain))] if actnorm and plain else []) + (mixing(linear, len(plain)) if plain else [])
+    found = own if len(plain) == features else [Columns(layer, plain) for layer in own]
+    if angles.any():
+        found.append(PhaseShift(features, angles.nonzero()[:, 0].tolist(), low=-bound, high=bound))
+    return found
+
+
+def _coupling(transformed: Tensor | None, angles: Tensor, spline: Spline, build: Build) -> Bijection:
+    if transformed is None:  # one column
+        return ElementwiseSpline(1, spline=spline, conditioner=build(None, angles, spline, 1))
+    moved = angles[transformed]
+    if not bool(moved.any()):
+        spline = replace(spline, tails="linear", derivatives=None)
+    conditioner = build(~transformed, angles, spline, len(moved))
+    if bool(moved.any()) and not bool(moved.all()):
+        return Coupling(MixedSplineTransform(spline, moved), conditioner, transformed)
+    return SplineCoupling(conditioner, transformed, spline=spline)
+
+
+def _conditioner(
+    kept: Tensor | None,
+    angles: Tensor,
+    spline: Spline,
+    count: int,
+    *,
+    kind: Network,
+    hidden: int,
+    depth: int,
+    context: int,
+    activation: Activation,
+    dropout: float,
+) -> nn.Module | None:
+    """The network that gives the splines of ``count`` columns from the columns ``kept``, or (None) from the context
+    alone; it starts with splines that are the identity."""
+    if kept is None and not context:
+        return None
+    read = angles[kept] if kept is not None else angles.new_zeros(context)
+    turning = read.nonzero()[:, 0].tolist()
+    net = make_network(
+        kind, len(read) + len(turning), hidden, count * spline.params_per_element, depth=depth,
+        context=0 if kept is None else context, activation=activation, dropout=dropout,
+    )  # fmt: skip
+    with torch.no_grad():
+        net.last.bias.copy_(identity_params(spline, count))
+    return PeriodicFeatures(net, len(read), turning, low=spline.low, high=spline.high) if turning else net
