@@ -1,4 +1,4 @@
-"""The ``nfkernels`` command: train | sample | interpolate | evaluate | info.
+"""The ``nfkernels`` command: train | sample | interpolate | evaluate | demo | info.
 
 Nothing here imports torch before a command runs, so that ``--help`` answers at once. A user's mistake is one sentence
 and exit status 1 (2 where the command line itself is wrong); only a defect of this program shows a traceback.
@@ -14,11 +14,12 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .training.config_file import read_config
-from .training.options import TRAIN, as_text, device, merged, number, several, whole
+from .training.demo.options import DEMO, NAMES, demo_name
+from .training.options import TRAIN, Option, as_text, device, merged, number, several, whole
 from .training.options import name as named
 from .training.recipe import PRECISIONS, most_threads
 
@@ -61,6 +62,7 @@ _LESS = {
     "sample": "try a smaller --count",
     "interpolate": "try fewer --pairs or --steps",
     "evaluate": "try fewer images (--data)",
+    "demo": "try a smaller --batch-size, --width or --layers",
 }
 
 
@@ -189,7 +191,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="nfkernels",
         description="Train normalizing flows on images, draw from them, measure them.",
-        epilog="`nfkernels train` alone trains a Glow on the digits that come with scikit-learn.",
+        epilog="`nfkernels train` alone trains a Glow on the digits that come with scikit-learn; "
+        "`nfkernels demo moons` draws a flow of the plane.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
@@ -269,6 +272,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="print JSON")
     _machine_options(sub)
 
+    sub = command("demo", _later("demo", "demo.run"), "A first look: pictures of a flow of the plane, in seconds.")
+    sub.epilog = (
+        "moons, rings, checkerboard and pinwheel train a flow on points of the plane and draw its density, its warped "
+        "grid, its samples, and what each layer does; change-of-variables trains nothing and draws what exp, an affine "
+        "map and ln make of a normal."
+    )
+    sub.add_argument("name", type=_typed(demo_name), metavar="NAME", help=f"{', '.join(NAMES)}")
+    _table_options(sub, DEMO, None)
+
     sub = command("info", _info, "Versions, devices, and which kernel serves each op and why.")
     sub.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -314,18 +326,8 @@ def _picture_options(sub: Any, file: str) -> None:
 
 
 def _train_options(sub: Any) -> None:
-    """From the table, without defaults: what nobody gives may still come from a file or a preset."""
-    groups: dict[str, Any] = {}
-    for option in TRAIN.values():
-        group = groups.get(option.group) or groups.setdefault(option.group, sub.add_argument_group(option.group))
-        how: dict[str, Any] = {"help": option.help.replace("%", "%%"), "default": argparse.SUPPRESS}
-        if option.is_switch:
-            how["action"] = argparse.BooleanOptionalAction
-        elif option.choices is not None:
-            how |= {"choices": option.choices, "type": type(option.choices[0])}
-        else:
-            how |= {"type": _typed(option.kind), "metavar": option.metavar}
-        group.add_argument(option.flag, **how)
+    """Without defaults: what nobody gives may still come from a file or a preset."""
+    groups = _table_options(sub, TRAIN, argparse.SUPPRESS)
     groups["training"].add_argument(
         "-q", "--quiet", dest="progress", action="store_const", const="none", default=argparse.SUPPRESS,
         help="as --progress none",
@@ -344,6 +346,22 @@ def _train_options(sub: Any) -> None:
         choices=("yaml", "json"),
         help="print all options with their values, as such a file, and train nothing",
     )
+
+
+def _table_options(sub: Any, table: Mapping[str, Option], default: Any) -> dict[str, Any]:
+    """Adds every option of a table, ``default`` where nobody gives it; the groups of ``--help`` by their headings."""
+    groups: dict[str, Any] = {}
+    for option in table.values():
+        group = groups.get(option.group) or groups.setdefault(option.group, sub.add_argument_group(option.group))
+        how: dict[str, Any] = {"help": option.help.replace("%", "%%"), "default": default}
+        if option.is_switch:
+            how["action"] = argparse.BooleanOptionalAction
+        elif option.choices is not None:
+            how |= {"choices": option.choices, "type": type(option.choices[0])}
+        else:
+            how |= {"type": _typed(option.kind), "metavar": option.metavar}
+        group.add_argument(option.flag, **how)
+    return groups
 
 
 def _machine_options(sub: Any) -> None:

@@ -1,0 +1,299 @@
+"""`nfkernels demo`: what it draws, what it says, and what it refuses."""
+
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import refused
+
+pytest.importorskip("matplotlib")
+Image = pytest.importorskip("PIL.Image")
+
+from nfkernels import cli  # noqa: E402
+from nfkernels.nn import Affine, Chain, Exp, Flow, LULinear, Permutation, Standardize, StandardNormal, Tanh  # noqa: E402
+from nfkernels.training.data.toy import TOYS  # noqa: E402
+from nfkernels.training.demo import flow as demo_flow  # noqa: E402
+from nfkernels.training.demo import options, pictures, run, stages, variables  # noqa: E402
+from nfkernels.training.demo.folder import is_ours  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+QUICK = ["--steps", "3", "--layers", "2", "--width", "8", "--batch-size", "16", "--threads", "1", "--device", "cpu"]
+
+
+@pytest.fixture
+def _small(monkeypatch):
+    """Few points and few pixels."""
+    for name, value in {"_TRAINING": 300, "_HELD_OUT": 100, "_DRAWN": 50}.items():
+        monkeypatch.setattr(run, name, value)
+    monkeypatch.setattr(pictures, "_PIXELS", 12)
+
+
+def pixels(path):
+    """How many colours a picture holds, having seen that it is one of ours and not nearly empty."""
+    assert is_ours(Path(path))
+    picture = Image.open(path).convert("RGB")
+    assert min(picture.size) > 200
+    return len(picture.getcolors(2**24))
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentences"),
+    [
+        (["moon"], ["'moon': expected one of moons, rings, checkerboard, pinwheel, change-of-variables",
+                    "did you mean moons?"]),
+        (["Change-Of-Variable"], ["did you mean change-of-variables?"]),
+        (["zebra"], ["'zebra': expected one of moons,"]),
+        ([], ["required: NAME"]),
+        (["moons", "--steps", "0"], ["--steps: '0': expected a whole number, at least 1"]),
+        (["moons", "--steps", "1.5"], ["--steps: '1.5': expected a whole number"]),
+        (["moons", "--batch-size", "many"], ["--batch-size: 'many': expected a whole number"]),
+        (["moons", "--layers", "-2"], ["--layers: '-2'"]),
+        (["moons", "--model", "glow"], ["--model: invalid choice: 'glow'"]),
+        (["moons", "--out", ""], ["--out: '': expected a name"]),
+        (["moons", "--device", "gpu"], ["--device: 'gpu': expected auto, cpu, cuda"]),
+    ],
+)  # fmt: skip
+def test_a_wrong_command_line_is_status_2(capsys, arguments, sentences):
+    error = refused(capsys, "demo", *arguments, status=2)
+    assert all(sentence in error for sentence in sentences), error
+    assert ("did you mean" in error) == any("did you mean" in sentence for sentence in sentences)
+    assert error.rstrip().endswith("see nfkernels demo --help")
+
+
+@pytest.mark.parametrize("name", options.NAMES)
+def test_the_folder_may_be_no_file_and_foreign_pictures_stay(capsys, name):
+    Path("file").write_text("mine")
+    assert "file is a file: expected a folder for the pictures" in refused(capsys, "demo", name, "--out", "file")
+    Path("folder").mkdir()
+    Path(f"folder/{name}.png").write_bytes(b"\x89PNG somebody else's IDAT nfkernels demo")
+    error = refused(capsys, "demo", name, "--out", "folder")
+    assert f"folder/{name}.png is there already and was not drawn by nfkernels demo" in error
+    assert Path(f"folder/{name}.png").read_bytes().startswith(b"\x89PNG somebody")
+    assert Path("file").read_text() == "mine"
+    assert os.listdir("folder") == [f"{name}.png"]
+
+
+@pytest.mark.parametrize("name", options.NAMES)
+def test_a_missing_matplotlib_is_told_first_of_all(capsys, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    Path("file").write_text("mine")
+    error = refused(capsys, "demo", name, "--out", "file")
+    assert 'drawing the pictures needs matplotlib, which is missing: pip install "nfkernels[train]"' in error
+
+
+def test_the_lecture_has_nothing_to_train(capsys):
+    error = refused(capsys, "demo", "change-of-variables", "--steps", "10", "--model", "nsf")
+    assert "change-of-variables trains nothing: leave --model, --steps away" in error
+    assert not os.listdir()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_device_that_is_not_here(capsys):
+    assert "there is no device cuda here" in refused(capsys, "demo", "moons", "--device", "cuda")
+
+
+def test_the_names_are_those_of_the_densities():
+    assert list(TOYS) == list(options.DENSITIES)
+
+
+# --- change of variables ----------------------------------------------------------------------------------------------
+
+
+def test_the_lecture_is_drawn_and_told(capsys):
+    assert cli.main(["demo", "change-of-variables"]) == 0
+    said = capsys.readouterr().out
+    assert pixels("demo-change-of-variables/change-of-variables.png") > 50
+    assert "1, 4, 9, 16, 25, 36, and each keeps its 1/6" in said
+    assert "Log needs positive data, got a minimum of -" in said
+    assert len(re.findall(r"differ by \de-1[0-9] at most", said)) == 2
+    assert max(map(len, said.splitlines())) <= 120
+    assert cli.main(["demo", "change-of-variables"]) == 0  # what it drew itself it may draw anew
+
+
+def test_a_squared_die():
+    assert variables.die() == {square: Fraction(1, 6) for square in (1, 4, 9, 16, 25, 36)}
+
+
+def test_the_flows_density_is_the_analytic_one_and_a_wrong_one_is_seen():
+    from torch.distributions import LogNormal, Normal
+
+    exp = variables.normal_through(Exp(), LogNormal(*variables._exactly(0.0, 1.0)), 0.01, 5.0, 5000)
+    assert exp.error < 1e-12
+    assert exp.drawn.log().mean().abs() < 0.06
+    assert (exp.moved - exp.analytic - exp.at.log()).abs().max() < 1e-12  # what is left out is the derivative
+    affine = variables.normal_through(Affine(1.0, 0.5), Normal(*variables._exactly(1.0, 0.5)), -1.0, 3.0, 5000)
+    assert affine.error < 1e-12
+    wrong = variables.normal_through(Affine(1.0, 0.5), Normal(*variables._exactly(1.0, 0.6)), -1.0, 3.0, 10)
+    assert wrong.error > 0.1
+
+
+def test_half_of_a_normal_has_no_logarithm():
+    found = variables.refusal(20_000)
+    assert abs(found.share - 0.5) < 0.02
+    assert re.fullmatch(r"Log needs positive data, got a minimum of -\d\.\d+: shift it, .*", found.sentence)
+
+
+# --- the quick look ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize("name", options.DENSITIES)
+def test_a_quick_look_draws_two_pictures_and_says_how_good_it_is(capsys, name):
+    assert cli.main(["demo", name, *QUICK]) == 0
+    said = capsys.readouterr().out
+    assert sorted(os.listdir(f"demo-{name}")) == [f"{name}-steps.png", f"{name}.png"]
+    assert all(pixels(f"demo-{name}/{file}") > 50 for file in os.listdir(f"demo-{name}"))
+    numbers = dict(re.findall(r"^  (\w[\w ]+?) +(-?\d+\.\d+) \+- \d\.\d+", said, re.MULTILINE))
+    truth, own, gap = (float(numbers[row]) for row in ("the density itself", "this flow", "left to learn"))
+    assert gap == pytest.approx(truth - own, abs=2e-3)
+    assert gap > 0.3
+    assert "3 steps in " in said
+    assert f"in demo-{name}: {name}.png, {name}-steps.png" in said
+
+
+@pytest.mark.usefixtures("_small")
+def test_one_seed_gives_one_flow_and_own_pictures_are_drawn_anew(capsys):
+    said = []
+    for seed in ("0", "0", "1"):
+        assert cli.main(["demo", "moons", *QUICK, "--seed", seed, "--out", "here"]) == 0
+        said.append([line for line in capsys.readouterr().out.splitlines() if "+-" in line])
+    assert len(said[0]) == 4
+    assert said[0] == said[1]
+    assert said[0] != said[2]
+
+
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize("model", options.MODELS)
+def test_every_kind_of_flow(capsys, model):
+    assert cli.main(["demo", "rings", *QUICK, "--model", model]) == 0
+    assert f"four rings: {options.MODELS[model]}, 2 layers of width 8" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_small")
+def test_training_helps(capsys):
+    gaps = []
+    for steps in ("1", "60"):
+        assert cli.main(["demo", "moons", *QUICK[2:], "--steps", steps]) == 0
+        gaps.append(float(re.search(r"left to learn +(\d\.\d+)", capsys.readouterr().out)[1]))
+    assert gaps[1] < 0.8 * gaps[0]
+
+
+def test_ctrl_c_draws_what_there_is():
+    command = [sys.executable, "-W", "ignore", "-m", "nfkernels", "demo", "moons", *QUICK, "--progress", "lines"]
+    command[command.index("--steps") + 1] = "100000"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    assert process.stderr.readline().startswith("step "), process.communicate()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "stopped by Ctrl-C" in out
+    assert "Traceback" not in err
+    assert sorted(os.listdir("demo-moons")) == ["moons-steps.png", "moons.png"]
+
+
+# --- its parts --------------------------------------------------------------------------------------------------------
+
+
+def plain(*layers):
+    return Flow(Chain(*layers), StandardNormal(2)).eval()
+
+
+def test_stages_are_what_each_layer_makes_of_the_points():
+    squeezed = Chain(Affine(0.0, torch.tensor([2.0, 1.0])))
+    flow = plain(Standardize(torch.tensor([5.0, 7.0]), 3.0), squeezed, Permutation(2, "reverse"), Tanh().inv)
+    z = torch.randn(40, 2)
+    seen = stages.stages(flow, z)
+    assert len(seen) == 3
+    shift = torch.tensor([5.0, 7.0])
+    assert torch.allclose(seen[0], z.flip(1) * 3 + shift, atol=1e-5)
+    assert torch.allclose(seen[1], z.tanh().flip(1) * 3 + shift, atol=1e-5)
+    assert torch.allclose(seen[2], flow.decode(z), atol=1e-5)
+
+
+def test_what_bends_nothing_has_no_stage_of_its_own():
+    mix = [LULinear(2) for _ in range(3)]
+    for layer in mix:
+        torch.nn.init.normal_(layer.lower)
+    flow = plain(mix[0], Tanh().inv, mix[1], Tanh().inv, mix[2])
+    z = 0.1 * torch.randn(10, 2)
+    seen = stages.stages(flow, z)
+    assert len(seen) == 3
+    assert torch.equal(seen[0], z)
+    assert torch.allclose(seen[1], mix[1].inverse(mix[2].inverse(z)[0].tanh())[0])
+    assert torch.equal(seen[2], flow.decode(z))
+
+
+def test_the_grid_is_straight_in_the_latent():
+    flow = plain(Standardize(torch.tensor([1.0, 2.0]), 2.0))
+    lines = pictures.warped(flow)
+    assert lines.shape[0] == 2
+    assert (lines[0, :, :, 0].std(1) < 1e-5).all()  # one z_1 along each line of the first family
+    assert (lines[1, :, :, 1].std(1) < 1e-5).all()
+    assert torch.allclose(flow.encode(lines[0, 0, :1]), torch.tensor([[-2.5, -2.5]]), atol=1e-5)
+
+
+def test_the_density_is_drawn_the_right_way_up(monkeypatch):
+    monkeypatch.setattr(pictures, "_PIXELS", 60)
+    flow = plain(Standardize(torch.tensor([2.0, -1.0]), 0.5))
+    log_p = pictures.log_density(flow, ((-1.0, 5.0), (-4.0, 2.0)))
+    assert log_p.shape == (60, 60)
+    assert log_p.exp().sum() * 0.01 == pytest.approx(1, abs=1e-3)
+    row, column = divmod(int(log_p.argmax()), 60)
+    assert (column, row) in {(a, b) for a in (29, 30) for b in (29, 30)}
+    wide = pictures.log_density(plain(Standardize(torch.tensor([3.5, 0.0]), 0.5)), ((0.0, 4.0), (-1.0, 1.0)))
+    assert wide.shape == (30, 60)
+    assert int(wide.argmax()) % 60 > 45
+
+
+def test_likelihoods_know_the_truth():
+    """A flow that is the normal it is compared with."""
+    toy, data = TOYS["moons"], TOYS["moons"].sample(4000, seed=0)
+    flow = plain(Standardize(data.mean(0), data.std(0)))
+    found = demo_flow.likelihoods(flow, toy, toy.sample(1000, seed=1), data)
+    assert found.points == 1000
+    assert found.gap[0] == pytest.approx(found.truth[0] - found.flow[0], abs=1e-9)
+    assert found.flow[0] < found.normal[0] + 0.01  # the latter knows the correlation
+    assert found.truth[0] > found.normal[0] + 0.5
+    assert found.truth[1] == pytest.approx(toy.log_prob(toy.sample(1000, seed=1)).std().item() / math.sqrt(1000))
+
+
+def test_data_is_scaled_alike_along_both_axes():
+    data = TOYS["moons"].sample(2000, seed=0)
+    flow = demo_flow.build("NSF", data, layers=2, width=8)
+    unit = stages.flatten(flow.bijection)[0]
+    z = unit(data)[0]
+    assert z.mean(0).abs().max() < 1e-5
+    assert z.var(0).mean().item() == pytest.approx(1, abs=1e-4)
+    assert unit.scale.numel() == 1
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[2] / "docs" / "demo.md"
+
+
+def test_the_page_prints_commands_that_there_are():
+    blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line.partition("#")[0].split() for block in blocks for line in block.splitlines()]
+    calls = [words[1:] for words in lines if words[0] == "nfkernels"]
+    assert {words[1] for words in calls} == set(options.NAMES)
+    for words in calls:
+        assert cli._parser().parse_known_args(words)[1] == []
+
+
+def test_the_python_of_the_page_runs():
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(block.replace("steps=200", "steps=2"), "docs/demo.md", "exec"), {})
