@@ -1,4 +1,4 @@
-"""``python -m benchmarks gpu | cpu | complexity | linear | glow | report`` (see benchmarks/README.md)."""
+"""``python -m benchmarks gpu | cpu | complexity | linear | glow | demo | report`` (see benchmarks/README.md)."""
 
 from __future__ import annotations
 
@@ -52,6 +52,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--width", type=int, help="of --train: hidden channels of the networks")
     sub.add_argument("--batch", type=int, help="of --train: images per step")
     sub.add_argument("--lr", type=float, help="of --train: largest learning rate")
+    text = "two moons by our NSF and by the same in nflows: log-likelihood at equal steps, seconds"
+    sub = commands.add_parser("demo", help=text, description=text)
+    sub.add_argument("--out", type=Path, default=RESULTS, help="results go to OUT/<device>/ (default: %(default)s)")
+    sub.add_argument("--seeds", type=int, default=5, help="(default: %(default)s)")
+    sub.add_argument("--steps", type=int, default=1500, help="of training (default: %(default)s)")
+    sub.add_argument("--quick", action="store_true", help="one seed, five steps: does it run?")
+    sub.add_argument("--commit", help="the commit measured, where the tree has no git")
     text = "results to README tables and plots"
     sub = commands.add_parser("report", help=text, description=text)
     sub.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is not what results say")
@@ -75,6 +82,10 @@ def main(arguments: list[str] | None = None) -> int:
             return bars.run(args.out, quick=args.quick, commit=args.commit)
         if args.command == "glow":
             return glow(args)
+        if args.command == "demo":
+            from . import demo
+
+            return demo.run(args.out, quick=args.quick, commit=args.commit, seeds=args.seeds, steps=args.steps)
         common = {"minutes": args.minutes, "quick": args.quick, "names": args.ops, "commit": args.commit}
         if args.command == "gpu":
             from . import gpu
