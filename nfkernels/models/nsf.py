@@ -24,6 +24,7 @@ from ..nn.transforms import MixedSplineTransform, identity_params
 from ..ops import Spline
 from .tables import Linear, Mask, Network, base_over, check_table, coupling_masks, make_network, mixing
 
+Interval = tuple[float, float]
 Build = Callable[[Tensor | None, Tensor, Spline, int], nn.Module | None]
 
 
@@ -38,7 +39,8 @@ class NSF(Flow):
         context: width E of a context ``[B, E]`` that the networks are given: a conditional density.
         embed: network applied to the context first, of output width ``context``: for labels an
             ``nn.Embedding(classes, context)``, for observations of any form a summary network that learns along.
-        circular: numbers of the columns that are angles; ``interval`` is where they lie, ``[-pi, pi)`` by default.
+        circular: numbers of the columns that are angles, or hours of a day. ``interval`` is where they lie, one for all
+            (``[-pi, pi)`` by default) or one for each; samples do, up to rounding, and data is taken modulo its length.
             Their splines, networks and base (:class:`CircularNormal`, on ``[-bound, bound)``) are periodic, and a
             learned rotation stands where other columns have the linear layer.
         linear: ``"lu"`` (a random permutation and an :class:`LULinear`), ``"permutation"`` or ``"none"``.
@@ -67,7 +69,7 @@ class NSF(Flow):
         context: int = 0,
         embed: nn.Module | None = None,
         circular: Sequence[int] = (),
-        interval: tuple[float, float] = (-math.pi, math.pi),
+        interval: Interval | Sequence[Interval] = (-math.pi, math.pi),
         linear: Linear = "lu",
         mask: Mask | None = None,
         network: Network = "residual",
@@ -79,7 +81,7 @@ class NSF(Flow):
         check_table(features, layers, context, embed, "NSF")
         if not bound > 0:
             raise ValueError(f"bound must be positive, got {bound}")
-        check_interval(*interval, "NSF")
+        circular = [int(c) for c in circular]
         angles = circular_mask(features, circular, "NSF")
         plain = (~angles).nonzero()[:, 0].tolist()
         spline = Spline(
@@ -92,26 +94,32 @@ class NSF(Flow):
         if mask is None:
             mask = "random" if angles.any() else "alternating"
         chosen = coupling_masks(mask, features, layers, angles)
-        parts = _onto_the_splines_interval(angles, interval, bound)
+        parts: list[Bijection] = []
+        if angles.any():
+            parts.append(_onto_one_interval(features, circular, interval, bound))
         for i, transformed in enumerate(chosen):
             parts += _between(linear, actnorm and i > 0, angles, plain, bound)
             parts.append(_coupling(transformed, angles, spline, build))
         parts += _between(linear, False, torch.zeros_like(angles), plain, bound)
-        default = partial(CircularNormal, circular=list(circular), low=-bound, high=bound)
+        default = partial(CircularNormal, circular=circular, low=-bound, high=bound)
         base = base_over(features, base, default if angles.any() else StandardNormal)
         super().__init__(Chain(parts), base, embed=embed)
         self.features = features
         self.event_shape = torch.Size((features,))
 
 
-def _onto_the_splines_interval(angles: Tensor, interval: tuple[float, float], bound: float) -> list[Bijection]:
+def _onto_one_interval(
+    features: int, circular: Sequence[int], interval: Interval | Sequence[Interval], bound: float
+) -> Standardize:
     """One spline op has one interval: angles come to that of the other columns."""
-    low, high = interval
-    middle, scale = (low + high) / 2, (high - low) / (2 * bound)
-    if not angles.any():
-        return []
-    turn = PhaseShift(len(angles), angles.nonzero()[:, 0].tolist(), low=low, high=high)
-    return [turn, Standardize(torch.where(angles, middle, 0.0), torch.where(angles, scale, 1.0))]
+    each = [interval] * len(circular) if isinstance(interval[0], int | float) else list(interval)
+    if len(each) != len(circular):
+        raise ValueError(f"interval is one pair, or one for each of {len(circular)} circular columns: got {len(each)}")
+    middle, scale = torch.zeros(features), torch.ones(features)
+    for column, (low, high) in zip(circular, each, strict=True):
+        check_interval(low, high, "NSF")
+        middle[column], scale[column] = (low + high) / 2, (high - low) / (2 * bound)
+    return Standardize(middle, scale)
 
 
 def _between(linear: Linear, actnorm: bool, angles: Tensor, plain: list[int], bound: float) -> list[Bijection]:

@@ -44,8 +44,6 @@ class ElementwiseSpline(Bijection):
         if given != wanted:
             raise ValueError(f"a conditioner of this {name} returns {wanted} parameters, got one that returns {given}")
         self.params = None if conditioner is not None else nn.Parameter(identity_params(self.spline, features))
-        # Wherever the layer is moved: whether its data is there too.
-        self.register_buffer("like", torch.zeros(()), persistent=False)
 
     @property
     def uses_context(self):
@@ -59,7 +57,7 @@ class ElementwiseSpline(Bijection):
 
     def _run(self, x: Tensor, context: Tensor | None, lengths: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         name = type(self).__name__
-        check_channels(x, self.features, name, own=self.like)
+        check_channels(x, self.features, name, own=self.params)
         mask = valid_mask(x, lengths)
         if self.conditioner is None:
             params = self.params[None]

@@ -162,6 +162,16 @@ def test_angles_are_periodic_in_data_networks_and_density():
     torch.testing.assert_close(density, density[:1].expand(3), atol=1e-6, rtol=0)
 
 
+def test_every_angle_has_its_own_interval():
+    flow = moved(models.NSF(3, **SMALL, circular=(2, 0), interval=((0, 24), (-180, 180))))
+    x = flow.sample(500)
+    for column, low, high in ((0, -180, 180), (2, 0, 24)):
+        assert low <= x[:, column].min() < low + 0.2 * (high - low)
+        assert high - 0.2 * (high - low) < x[:, column].max() <= high + 1e-3
+    turned = x + torch.tensor([360.0, 0.0, -24.0])
+    torch.testing.assert_close(flow.log_prob(turned), flow.log_prob(x), atol=1e-3, rtol=0)
+
+
 def test_one_angle_integrates_to_one():
     flow, _, _ = make("one-angle")
     grid = torch.linspace(-math.pi, math.pi, 2001)[:-1, None]
@@ -184,6 +194,10 @@ MISTAKES = {
     "base": (lambda: models.NSF(2, base=N.StandardNormal(3)), r"base of a flow over 2 features .* got \(3,\)"),
     "circular": (lambda: models.NSF(2, circular=[2]), "circular names columns 0 to 1, got 2"),
     "interval": (lambda: models.NSF(2, circular=[1], interval=(1, 1)), "NSF needs a period from low to a higher high"),
+    "intervals": (
+        lambda: models.NSF(3, circular=[1, 2], interval=((0, 1),) * 3),
+        "interval is one pair, or one for each of 2 circular columns: got 3",
+    ),
     "columns": (lambda: models.NSF(3).log_prob(torch.zeros(2, 4)), r"LULinear was built for 3 channels .*\(2, 4\)"),
     "no context": (
         lambda: models.NSF(3, context=2).log_prob(torch.zeros(2, 3)),
