@@ -18,6 +18,7 @@ from .glow_steps import GlowSteps
 from .graphed_flow import GraphedFlow
 from .image_flow import ImageFlow
 from .invertible_conv import InvertibleConv1x1
+from .learned_bases import MixtureNormal, StudentT
 from .linear import BlockDiagonalLinear, DiagonalLinear, FullLinear, TriangularLinear
 from .lu_linear import LULinear
 from .masked_autoregressive import MaskedAutoregressive
@@ -76,6 +77,7 @@ __all__ = [
     "MaskedAutoregressive",
     "MaskedMLP",
     "MixedSplineTransform",
+    "MixtureNormal",
     "MultiScale",
     "PeriodicConv1d",
     "PeriodicConv2d",
@@ -93,6 +95,7 @@ __all__ = [
     "Squeeze",
     "StandardNormal",
     "Standardize",
+    "StudentT",
     "SymmetricConv",
     "Tanh",
     "TriangularLinear",

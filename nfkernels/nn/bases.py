@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from ..ops import gaussian_log_density
 from ..reference.affine_coupling import compute_dtype
 from .bijection import positions, valid_mask
 from .config import Recorded
 
-_LOG_2PI = math.log(2 * math.pi)
+LOG_2PI = math.log(2 * math.pi)
 
 
 class Base(Recorded, nn.Module):
@@ -28,6 +29,16 @@ class Base(Recorded, nn.Module):
         self.shape = torch.Size((shape,) if isinstance(shape, int) else tuple(shape))
         # Knows the device and the dtype that samples are made in, wherever the flow is moved or loaded.
         self.register_buffer("like", torch.zeros(()))
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether samples carry the gradients of all parameters."""
+        return True
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Where the density is not 0, as ``torch.distributions`` tells it."""
+        return constraints.independent(constraints.real, len(self.shape))
 
     def log_prob(self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
         raise NotImplementedError
@@ -48,7 +59,7 @@ class Base(Recorded, nn.Module):
         return str(tuple(self.shape))
 
 
-def _check_temperature(temperature: float) -> None:
+def check_temperature(temperature: float) -> None:
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature must be a finite number of at least 0, got {temperature}")
 
@@ -62,16 +73,20 @@ class StandardNormal(Base):
             return gaussian_log_density(z)
         z = torch.where(mask, z.to(compute_dtype(z)), 0.0)
         count = z.shape[1] * positions(z, lengths)
-        return z.square().flatten(1).sum(1).mul(-0.5) - 0.5 * _LOG_2PI * count
+        return z.square().flatten(1).sum(1).mul(-0.5) - 0.5 * LOG_2PI * count
 
     def sample(self, n, generator=None, temperature=1.0):
-        _check_temperature(temperature)
+        check_temperature(temperature)
         z = torch.randn(n, *self.shape, generator=generator, device=self.like.device, dtype=self.like.dtype)
         return z if temperature == 1 else z * temperature
 
 
 class DiagonalNormal(Base):
-    """A normal over ``shape`` with learned mean ``loc`` and log standard deviation ``log_scale``, both ``[*shape]``."""
+    """A normal over ``shape`` with learned mean ``loc`` and log standard deviation ``log_scale``, both ``[*shape]``.
+
+    For ones that depend on the context, end the flow's layers with ``DiagonalPrior(channels, context_channels=E)`` on a
+    standard normal: it is the same density, and the latents stay N(0, I).
+    """
 
     def __init__(self, shape: Sequence[int] | int) -> None:
         super().__init__(shape)
@@ -87,17 +102,21 @@ class DiagonalNormal(Base):
             return gaussian_log_density((z.to(dtype) - loc) * torch.exp(-log_scale)) - log_scale.sum()
         loc, log_scale = loc[:, : z.shape[2]], log_scale[:, : z.shape[2]]
         eps = (z.to(dtype) - loc) * torch.exp(-log_scale)
-        each = -0.5 * eps.square() - log_scale - 0.5 * _LOG_2PI
+        each = -0.5 * eps.square() - log_scale - 0.5 * LOG_2PI
         return torch.where(mask, each, 0.0).flatten(1).sum(1)
 
     def sample(self, n, generator=None, temperature=1.0):
-        _check_temperature(temperature)
+        check_temperature(temperature)
         eps = torch.randn(n, *self.shape, generator=generator, device=self.loc.device, dtype=compute_dtype(self.loc))
         return self.loc + eps * (torch.exp(self.log_scale) * temperature)
 
 
 class Uniform(Base):
-    """Uniform on the box ``[low, high)`` over ``shape``; density 0 outside. Temperature other than 1 is refused."""
+    """Uniform on the box ``[low, high]`` over ``shape``; density 0 (``log_prob`` -inf) outside.
+
+    What is rounded to a bound lies inside, as a spline on ``[low, high]`` gives it back. Temperature other than 1 is
+    refused.
+    """
 
     def __init__(self, shape: Sequence[int] | int, low: float = 0.0, high: float = 1.0) -> None:
         super().__init__(shape)
@@ -105,9 +124,13 @@ class Uniform(Base):
             raise ValueError(f"Uniform needs low < high, got {low} and {high}")
         self.low, self.high = float(low), float(high)
 
+    @property
+    def support(self):
+        return constraints.independent(constraints.interval(self.low, self.high), len(self.shape))
+
     def log_prob(self, z, context=None, *, lengths=None):
         mask = self._mask(z, lengths)
-        inside = (z >= self.low) & (z < self.high)
+        inside = (z >= self.low) & (z <= self.high)
         count = z.new_full(z.shape[:1], z.shape[1:].numel(), dtype=compute_dtype(z))
         if mask is not None:
             inside, count = inside | ~mask, z.shape[1] * positions(z, lengths)

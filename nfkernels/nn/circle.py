@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..ops import gaussian_log_density
 from ..reference.affine_coupling import compute_dtype
-from .bases import Base, _check_temperature
+from .bases import Base, check_temperature
 from .bijection import Bijection, check_channels, check_width, per_channel, valid_mask, zero_logdet
 from .conditioning import call_conditioner, takes_context
 from .config import Recorded
@@ -170,7 +170,7 @@ class CircularNormal(Base):
         return gaussian_log_density(torch.where(self.circular, 0.0, z)) + self._constant
 
     def sample(self, n, generator=None, temperature=1.0):
-        _check_temperature(temperature)
+        check_temperature(temperature)
         options = {"generator": generator, "device": self.like.device, "dtype": self.like.dtype}
         z = torch.randn(n, *self.shape, **options) * temperature
         angles = self.low + (self.high - self.low) * torch.rand(n, *self.shape, **options)

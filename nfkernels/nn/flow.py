@@ -15,6 +15,8 @@ from .bijection import Bijection, describe_non_finite, reads_values, valid_mask
 from .config import Recorded
 
 if TYPE_CHECKING:
+    from torch.distributions import constraints
+
     from .check import CheckReport
     from .distribution import FlowDistribution
     from .graphed_flow import GraphedFlow
@@ -28,16 +30,16 @@ class Flow(Recorded, nn.Module):
         base: distribution of the latent, shape ``[*base.shape]``.
         embed: network applied to the context before the bijection sees it (an ``nn.Embedding`` for labels).
 
-    ``x [B, *event]`` is one batch; ``context [B, ...]`` has one entry per sample. Drawing ``n`` samples gives
-    ``[n, *event]``, with a context ``[B, ...]`` ``[n, B, *event]`` (torch's order), with a context of no axis (one
-    label) ``[n, *event]`` again. ``batch_size`` computes in chunks, with equal results. In training mode the first
-    batch through the flow sets what starts from data (see :meth:`initialize`).
+    ``x [B, *event]`` is one batch; ``context [B, ...]`` has one entry per sample, ``[1, ...]`` one for all. Drawing
+    ``n`` samples gives ``[n, *event]``, with a context ``[B, ...]`` ``[n, B, *event]`` (torch's order), with a context
+    of no axis (one label) ``[n, *event]`` again. ``batch_size`` computes in chunks, with equal results. In training
+    mode the first batch through the flow sets what starts from data (see :meth:`initialize`).
 
     ``lengths`` (integers ``[B]``) are the valid positions of sequences ``x [B, C, T]``, those of the data in every
     method: what lies beyond is taken as zero, changes nothing and counts nothing. With them T may be below the base's.
 
-    Raises ``ValueError`` for a context that no layer uses, or that has another number of entries than there are
-    samples.
+    A context is embedded once for each of its entries, however many samples are drawn for it. Raises ``ValueError`` for
+    a context that no layer uses, or that has another number of entries than there are samples.
     """
 
     def __init__(self, bijection: Bijection, base: Base, *, embed: nn.Module | None = None) -> None:
@@ -126,7 +128,11 @@ class Flow(Recorded, nn.Module):
         generator: torch.Generator | None = None,
         batch_size: int | None = None,
     ) -> Tensor:
-        """As :meth:`sample`, with gradients through the inverse (reverse KL, variational inference)."""
+        """As :meth:`sample`, with gradients through the inverse (reverse KL, variational inference).
+
+        Raises ``ValueError`` where gradients are on and the base's samples do not carry all of them (MixtureNormal).
+        """
+        self._check_rsample()
         return self._draw(n, context, temperature, generator, batch_size, density=False)[0]
 
     @torch.no_grad()
@@ -153,14 +159,34 @@ class Flow(Recorded, nn.Module):
         generator: torch.Generator | None = None,
         batch_size: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As :meth:`sample_and_log_prob`, with gradients."""
+        """As :meth:`sample_and_log_prob`, with gradients; raises as :meth:`rsample` does."""
+        self._check_rsample()
         return self._draw(n, context, temperature, generator, batch_size, density=True)
 
-    def to_distribution(self, context: Tensor | None = None) -> FlowDistribution:
-        """The flow as a ``torch.distributions.Distribution``, of batch shape ``[B]`` under a context ``[B, ...]``."""
+    def reverse_kl(
+        self,
+        log_density: Callable[[Tensor], Tensor],
+        n: int,
+        context: Tensor | None = None,
+        *,
+        path_gradient: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The loss of variational inference: see :func:`nfkernels.nn.variational.reverse_kl`."""
+        from .variational import reverse_kl
+
+        return reverse_kl(self, log_density, n, context, path_gradient=path_gradient, generator=generator)
+
+    def to_distribution(
+        self, context: Tensor | None = None, *, support: constraints.Constraint | None = None
+    ) -> FlowDistribution:
+        """The flow as a ``torch.distributions.Distribution``, of batch shape ``[B]`` under a context ``[B, ...]``.
+
+        ``support``: where it is not all of the space (``constraints.unit_interval``, say, for values between 0 and 1).
+        """
         from .distribution import FlowDistribution
 
-        return FlowDistribution(self, context)
+        return FlowDistribution(self, context, support=support)
 
     def compile_graph(
         self,
@@ -228,13 +254,23 @@ class Flow(Recorded, nn.Module):
             context = torch.as_tensor(context, device=like.device)
         if context.dim() == 0:
             return context.expand(like.shape[0])
-        if context.shape[0] != like.shape[0]:
+        if context.shape[0] not in (1, like.shape[0]):
             raise ValueError(f"a context has one entry per sample, got {context.shape[0]} for {like.shape[0]} samples")
         return context
 
     def _embed(self, context: Tensor | None, like: Tensor) -> Tensor | None:
         context = self._matched(context, like)
-        return context if self.embed is None else self.embed(context)
+        context = context if self.embed is None else self.embed(context)
+        if isinstance(context, Tensor) and context.shape[0] == 1 != like.shape[0]:
+            return context.expand(like.shape[0], *context.shape[1:])
+        return context
+
+    def _check_rsample(self) -> None:
+        if torch.is_grad_enabled() and not self.base.has_rsample:
+            raise ValueError(
+                f"samples of a {type(self.base).__name__} do not carry the gradients of all its parameters, which "
+                "would stay where they are unnoticed: use sample(), or freeze those (base.logits.requires_grad_(False))"
+            )
 
     def _run(self, x: Tensor, context: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         # A flow derived from this one may have a forward without lengths.
@@ -267,12 +303,16 @@ class Flow(Recorded, nn.Module):
         if context is not None:
             context = torch.as_tensor(context, device=self._device())
             batch = None if context.dim() == 0 else context.shape[0]
-            context = context.expand(n) if batch is None else context.repeat(n, *[1] * (context.dim() - 1))
+            # Embedded before it is repeated: the network may be large.
+            context = context[None] if batch is None else context
+            context = self._embed(context, context)
+            axes = context.shape[1:]
+            context = context.expand(n, *axes) if batch is None else context.repeat(n, *[1] * len(axes))
         total = n if batch is None else n * batch
         z = self.base.sample(total, generator=generator, temperature=temperature)
 
         def inverse(z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-            x, logdet = self.bijection.inverse(z, self._embed(context, z))
+            x, logdet = self.bijection.inverse(z, self._embed(None, z) if context is None else context)
             return x, self.base.log_prob(z) - logdet if density else logdet
 
         x, log_prob = _chunked(inverse, batch_size, z, context)
@@ -296,7 +336,8 @@ def _chunked(function: Callable[..., Any], batch_size: int | None, x: Tensor, *o
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     pieces = (
-        [None if v is None else v[i : i + batch_size] for v in (x, *others)] for i in range(0, x.shape[0], batch_size)
+        [v if v is None or v.shape[0] == 1 else v[i : i + batch_size] for v in (x, *others)]
+        for i in range(0, x.shape[0], batch_size)
     )
     parts = [function(*piece) for piece in pieces]
     if isinstance(parts[0], tuple):

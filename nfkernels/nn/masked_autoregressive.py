@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops import ScaleMap, autoregressive_inverse
+from ..ops import ScaleMap, Spline, autoregressive_inverse
 from ..ops._library import under_transform
 from .bijection import Bijection, check_channels, check_width, refuse_lengths
 from .conditioning import call_conditioner, takes_context
 from .conv_net import check_precision
 from .masked_mlp import MaskedMLP
 from .replay import gradients
-from .transforms import AffineTransform
+from .transforms import AffineTransform, SplineTransform, identity_params
 
 _INTERLEAVED = ("shift_scale_interleaved", "scale_shift_interleaved")
 HIDDEN = 64  # width of the network that is made where none is given
@@ -32,9 +32,9 @@ class MaskedAutoregressive(Bijection):
     Args:
         features: D.
         transform: the elementwise f. ``"affine"`` (zuko's soft-clipped exponential, the identity at the start), a
-            :class:`~nfkernels.ScaleMap` or a preset's name: ``x * s + t``; or any transform that :class:`Coupling`
-            takes, in whose params the features' lie one after the other (affine: ``layout="shift_scale_interleaved"``
-            or ``"scale_shift_interleaved"``).
+            :class:`~nfkernels.ScaleMap` or a preset's name: ``x * s + t``; a :class:`~nfkernels.Spline`; or any
+            transform that :class:`Coupling` takes, in whose params the features' lie one after the other (affine:
+            ``layout="shift_scale_interleaved"`` or ``"scale_shift_interleaved"``).
         conditioner: module ``(x, context) -> params [B, D * P]`` in which the params of a feature depend on those
             before it alone. Default: a :class:`MaskedMLP` of two layers of 64. One of one's own may be anything:
             ``flow.check(x)`` tells if it sees what it must not. One that draws random numbers (dropout in training)
@@ -53,7 +53,7 @@ class MaskedAutoregressive(Bijection):
         self,
         features: int,
         *,
-        transform: nn.Module | ScaleMap | str = "affine",
+        transform: nn.Module | ScaleMap | Spline | str = "affine",
         conditioner: nn.Module | None = None,
         passes: int | None = None,
     ) -> None:
@@ -66,6 +66,7 @@ class MaskedAutoregressive(Bijection):
                 kind = type(self.transform).__name__
                 raise ValueError(f"a {kind} does not say how many params it takes: give the conditioner")
             conditioner = MaskedMLP(features, HIDDEN, count)
+            start_as_identity(conditioner, self.transform)
         if isinstance(conditioner, MaskedMLP):
             _check_network(conditioner, self.transform, features, count)
         self.conditioner, self._with_context = conditioner, takes_context(conditioner)
@@ -105,7 +106,7 @@ class MaskedAutoregressive(Bijection):
 
     def _fused(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """All passes in one op, which has its own gradient; None where no kernel knows this layer."""
-        if type(self.transform) is not AffineTransform or not isinstance(self.conditioner, MaskedMLP):
+        if not isinstance(self.transform, AffineTransform) or not isinstance(self.conditioner, MaskedMLP):
             return None
         network = self.conditioner.network(z, context if self.uses_context else None)
         if network is None:
@@ -135,9 +136,11 @@ class MaskedAutoregressive(Bijection):
         return f"{self.features}, passes={self.passes}"
 
 
-def as_transform(transform: nn.Module | ScaleMap | str) -> nn.Module:
+def as_transform(transform: nn.Module | ScaleMap | Spline | str) -> nn.Module:
     if isinstance(transform, nn.Module):
         return transform
+    if isinstance(transform, Spline):
+        return SplineTransform(transform)
     scale_map = ScaleMap.zuko() if isinstance(transform, str) and transform == "affine" else transform
     return AffineTransform(scale_map, layout="shift_scale_interleaved")
 
@@ -146,7 +149,14 @@ def params_per_feature(transform: nn.Module) -> int | None:
     """How many numbers a transform takes for one feature; None where it does not say."""
     if isinstance(transform, AffineTransform):
         return 2 if transform.scale_map.has_scale else 1
-    return getattr(getattr(transform, "spline", None), "params_per_element", None)
+    return transform.spline.params_per_element if isinstance(transform, SplineTransform) else None
+
+
+def start_as_identity(network: MaskedMLP, transform: nn.Module) -> None:
+    """At zero params an affine transform is what its map makes of 0; splines start as the identity."""
+    if isinstance(transform, SplineTransform):
+        with torch.no_grad():
+            network.last.bias.copy_(identity_params(transform.spline, network.features))
 
 
 def _check_network(network: MaskedMLP, transform: nn.Module, features: int, count: int | None) -> None:

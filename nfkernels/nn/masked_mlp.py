@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,20 +11,11 @@ from torch import Tensor, nn
 from ..ops import Degrees
 from ..ops.autoregressive_inverse import MOST_LAYERS, ActivationName
 from ..reference.affine_coupling import compute_dtype
+from .conditioners import Activation, activation_of, drop_in_training
 from .config import Recorded
-from .conv_net import check_context, network_dtype, refuse_context
+from .conv_net import check_context, check_network, network_dtype, refuse_context
 
 OrderName = Literal["natural", "reversed", "random"]
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "tanh": torch.tanh,
-    "silu": F.silu,
-    "elu": F.elu,
-    "leaky_relu": F.leaky_relu,
-    "gelu": F.gelu,
-    "softplus": F.softplus,
-    "sigmoid": torch.sigmoid,
-}
 
 
 class MaskedMLP(Recorded, nn.Module):
@@ -43,7 +33,9 @@ class MaskedMLP(Recorded, nn.Module):
             last.
         context_channels: E of a context ``[B, E]``, which everything may depend on. It is added to the first layer and
             inside every block through a linear map.
-        activation: relu, tanh, silu, elu, leaky_relu, gelu, softplus or sigmoid.
+        activation: see :class:`MLP`.
+        dropout: probability, before the last layer or inside every block. It acts in training, where an inverse by
+            passes then undoes nothing.
 
     The last layer starts at zero. A hidden unit of degree d sees the features of degrees below d, and the outputs of
     features of degree d and above see it; units are sorted by degree, from 1 to ``passes - 1`` (with a context from 0:
@@ -68,19 +60,20 @@ class MaskedMLP(Recorded, nn.Module):
         passes: int | None = None,
         layers: int = 2,
         context_channels: int = 0,
-        activation: str = "relu",
+        activation: Activation = "relu",
         residual: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         sizes = {"features": features, "hidden": hidden, "params_per_feature": params_per_feature, "layers": layers}
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"MaskedMLP needs {name} of at least 1, got {size}")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {activation!r}: expected one of {', '.join(ACTIVATIONS)}")
+        check_network((), dropout, "element")
         self.features, self.params_per_feature = features, params_per_feature
         self.in_channels, self.out_channels = features, features * params_per_feature
-        self.context_channels, self.activation, self.residual = context_channels, activation, residual
+        self.context_channels, self.residual, self.dropout = context_channels, residual, dropout
+        self.activation, self._act = activation, activation_of(activation)
         self.register_buffer("degrees", _degrees(order, features, passes, seed))
         self.first = nn.Linear(features, hidden)
         between = 2 * layers if residual else layers - 1
@@ -98,19 +91,20 @@ class MaskedMLP(Recorded, nn.Module):
         x = x.to(network_dtype(self.first.weight))
         (first, b), *hidden, last = self.weights()
         extra = self.context_terms(context)
-        act = ACTIVATIONS[self.activation]
+        act = self._act
         h = F.linear(x, first, b)
         if extra:
             h = h + extra[0]
         if self.residual:
             for i, (one, two) in enumerate(zip(hidden[::2], hidden[1::2], strict=True)):
                 t = F.linear(act(h), *one)
-                h = h + F.linear(act(t if not extra else t + extra[1 + i]), *two)
+                t = act(t if not extra else t + extra[1 + i])
+                h = h + F.linear(drop_in_training(t, self.dropout, self.training), *two)
             return F.linear(h, *last)
         h = act(h)
         for layer in hidden:
             h = act(F.linear(h, *layer))
-        return F.linear(h, *last)
+        return F.linear(drop_in_training(h, self.dropout, self.training), *last)
 
     def weights(self) -> list[tuple[Tensor, Tensor]]:
         """``(weight, bias)`` of every layer, first to last, with zeros where the masks are."""
@@ -123,7 +117,7 @@ class MaskedMLP(Recorded, nn.Module):
         that op would compute something else than the forward does (in a narrower type, say, or past a hook)."""
         fits = type(self) is MaskedMLP and not (self._forward_hooks or self._forward_pre_hooks)
         fits = fits and self._sees is not None and len(self.hidden) < MOST_LAYERS
-        fits = fits and self.activation in get_args(ActivationName)
+        fits = fits and self.activation in get_args(ActivationName) and not (self.dropout and self.training)
         if not fits or network_dtype(self.first.weight) != compute_dtype(z):
             return None
         layers = (self.first, *self.hidden, self.last)

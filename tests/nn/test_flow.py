@@ -294,6 +294,27 @@ def test_a_context_of_another_length_is_refused(batch_size):
     torch.testing.assert_close(flow.log_prob(x, listed.tolist(), batch_size=batch_size), expected)
 
 
-def test_a_distribution_does_not_expand():
-    with pytest.raises(NotImplementedError, match="its batch shape is that of its context"):
-        tabular().to_distribution().expand((3,))
+@pytest.mark.parametrize("batch_size", [None, 2, 3])
+def test_one_context_for_all_samples_is_embedded_once(batch_size):
+    seen = []
+    embed = torch.nn.Linear(4, 2)
+    embed.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[0]))
+    flow, x, context = tabular(context=2, embed=embed), torch.randn(5, 3), torch.randn(1, 4)
+    expected = flow.log_prob(x, context.repeat(5, 1))
+    seen.clear()
+    torch.testing.assert_close(flow.log_prob(x, context, batch_size=batch_size), expected)
+    torch.testing.assert_close(
+        flow.decode(flow.encode(x, context), context, batch_size=batch_size), x, atol=1e-4, rtol=0
+    )
+    assert set(seen) == {1}
+
+
+def test_samples_embed_a_context_once():
+    seen = []
+    embed = torch.nn.Linear(4, 2)
+    embed.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[0]))
+    flow, context = tabular(context=2, embed=embed), torch.randn(3, 4)
+    x, log_prob = flow.sample_and_log_prob(6, context, batch_size=4)
+    assert seen == [3]
+    for i in range(6):
+        torch.testing.assert_close(log_prob[i], flow.log_prob(x[i], context), atol=1e-4, rtol=1e-4)

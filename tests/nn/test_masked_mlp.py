@@ -183,6 +183,17 @@ def test_saved_it_holds_degrees_and_no_masks(tmp_path):
     assert network.first_mask.dtype == torch.bool
 
 
+def test_dropout_acts_in_training_alone():
+    for residual in (False, True):
+        network = moved(N.MaskedMLP(4, 60, 2, dropout=0.5, residual=residual))
+        x = torch.randn(3, 4).double()
+        assert not torch.equal(network(x), network(x))
+        assert network.network(x, None) is None
+        network.eval()
+        assert torch.equal(network(x), network(x))
+        assert network.network(x, None) is not None
+
+
 def test_on_the_meta_device():
     with torch.device("meta"):
         network = N.MaskedMLP(5, 9, 2)
@@ -197,6 +208,7 @@ def test_on_the_meta_device():
         ({"params_per_feature": 0}, "params_per_feature of at least 1"),
         ({"layers": 0}, "layers of at least 1"),
         ({"activation": "swish"}, "unknown activation 'swish': expected one of"),
+        ({"dropout": 1.0}, "dropout"),
         ({"order": "sorted"}, "unknown order 'sorted': expected 'natural', 'reversed', 'random' or an int64 tensor"),
         ({"order": torch.tensor([0, 1])}, r"order must be int64 \[3\], got torch.int64 \[2\]"),
         ({"order": torch.tensor([0.0, 1.0, 2.0])}, r"order must be int64 \[3\], got torch.float32"),

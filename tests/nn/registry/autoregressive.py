@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nfkernels import ScaleMap
+from nfkernels import ScaleMap, Spline
 from nfkernels import nn as N
 
 from .case import Case
@@ -37,5 +37,8 @@ CASES = [
     Case("maf-own-order", lambda: _layer(4, order=torch.tensor([1, 0, 2, 1]), activation="elu"), (3, 4)),
     Case("maf-residual", lambda: _layer(4, residual=True, context_channels=2, activation="silu"), (3, 4), (3, 2)),
     Case("maf-context", lambda: _layer(3, ScaleMap.nflows_softplus(), context_channels=2), (3, 3), (3, 2)),
+    Case("maf-spline", lambda: _layer(3, Spline(4), 11, order="reversed"), (3, 3)),
+    Case("maf-spline-context", lambda: _layer(2, Spline(3, "circular"), 9, context_channels=2), (3, 2), (3, 2)),
+    Case("maf-spline-default-network", lambda: N.MaskedAutoregressive(2, transform=Spline.zuko(3)), (3, 2)),
     Case("iaf", lambda: N.Inverse(_layer(4, order="random")), (3, 4)),
 ]
