@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from ..nn.actnorm import ActNorm
 from ..nn.bases import Base, StandardNormal
 from ..nn.bijection import Bijection, Chain
 from ..nn.conditioners import Activation, ConvConditioner
-from ..nn.conv_net import Dropout
+from ..nn.conv_residual_net import ConvResidualNet
 from ..nn.coupling import AffineCoupling
 from ..nn.elementwise import Logit
 from ..nn.flow import Flow
@@ -21,7 +21,9 @@ from ..nn.image_flow import ImageFlow
 from ..nn.multi_scale import MultiScale
 from ..nn.squeeze import Squeeze
 from ..ops import ScaleMap
-from .tables import Linear, Mask, Network, base_over, check_table, coupling_masks, make_network, mixing
+from .tables import Linear, Mask, Network, base_over, check_choice, check_table, coupling_masks, make_network, mixing
+
+ConvNetwork = Literal["conv", "residual"]
 
 
 class RealNVP(Flow):
@@ -101,7 +103,8 @@ class ImageRealNVP(ImageFlow):
         shape: ``(channels, height, width)``; height and width must be multiples of ``2 ** (levels - 1)``, and leave at
             least two pixels for the last checkerboards.
         levels: scales. couplings: of either kind per level (one more on the last).
-        hidden: width of the coupling networks, :class:`ConvConditioner`; dropout, dropout_of: see there.
+        network: of the couplings: ``"conv"`` (:class:`ConvConditioner`, three convolutions) or ``"residual"``
+            (:class:`ConvResidualNet`, as in the paper, of ``depth`` blocks); hidden, dropout: see there.
         context: width E of a context ``[B, E]`` (or ``[B, E, H', W']``) that the networks are given.
         embed: network applied to the context first, of output width ``context``: for labels an
             ``nn.Embedding(classes, context)``.
@@ -126,21 +129,24 @@ class ImageRealNVP(ImageFlow):
         alpha: float = 0.05,
         scale_map: ScaleMap | str = "realnvp",
         actnorm: bool = True,
+        network: ConvNetwork = "conv",
+        depth: int = 2,
         dropout: float = 0.0,
-        dropout_of: Dropout = "element",
         grey_levels: int = 256,
     ) -> None:
         channels, height, width = _checked_shape(shape, levels)
         check_table(channels, couplings, context, embed, "RealNVP")
+        check_choice("network", network, ConvNetwork)
         scale_map = ScaleMap.parse(scale_map)
         per_channel = 2 if scale_map.has_scale else 1
         gain = scale_map.kind == "tanh"
 
         def coupling(inputs: int, transformed: int, **split: Any) -> list[Bijection]:
-            net = ConvConditioner(
-                inputs, hidden, per_channel * transformed, context_channels=context, dropout=dropout,
-                dropout_of=dropout_of,
-            )  # fmt: skip
+            options: dict[str, Any] = {"context_channels": context, "dropout": dropout}
+            if network == "residual":
+                net = ConvResidualNet(inputs, hidden, per_channel * transformed, blocks=depth, **options)
+            else:
+                net = ConvConditioner(inputs, hidden, per_channel * transformed, **options)
             made = AffineCoupling(net, scale_map=scale_map, learned_gain=gain, **split)
             return [made, ActNorm(channels)] if actnorm else [made]
 

@@ -9,6 +9,7 @@ from .circle import CircularNormal, PeriodicFeatures, PhaseShift
 from .columns import Columns
 from .conditioners import MLP, ConvConditioner, ResidualNet
 from .config import register
+from .conv_residual_net import ConvResidualNet
 from .coupling import AdditiveCoupling, AffineCoupling, Coupling, SplineCoupling
 from .elementwise import Affine, Arctanh, Exp, LeakyReLU, Log, Logit, Sigmoid, Softplus, Tanh
 from .elementwise_spline import CircularSpline, ElementwiseSpline
@@ -55,6 +56,7 @@ __all__ = [
     "CircularSpline",
     "Columns",
     "ConvConditioner",
+    "ConvResidualNet",
     "Coupling",
     "DiagonalLinear",
     "DiagonalNormal",

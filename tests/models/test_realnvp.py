@@ -103,7 +103,7 @@ def images(flow, n=6):
     [
         ((1, 8, 8), {}),
         ((3, 4, 6), {"actnorm": False, "scale_map": "exp"}),
-        ((1, 1, 2), {"levels": 1}),
+        ((1, 1, 2), {"levels": 1, "network": "residual", "depth": 1}),
         ((2, 4, 8), {"levels": 3, "scale_map": "additive"}),
     ],
     ids=["grey", "colour", "two-pixels", "three-levels"],
@@ -165,6 +165,10 @@ def test_a_short_training_of_images():
         (lambda: models.RealNVP((1, 2, 2), image=True), "2 x 2 have no 2 levels: .* at least two pixels must remain"),
         (lambda: models.RealNVP((1, 8, 8), image=True, levels=0), "needs at least 1 level, got 0"),
         (lambda: models.RealNVP((1, 8, 8), image=True, couplings=0), "needs at least 1 layer, got 0"),
+        (
+            lambda: models.RealNVP((1, 8, 8), image=True, network="mlp"),
+            "unknown network 'mlp': expected one of 'conv', 'r",
+        ),
         (lambda: models.RealNVP((1, 8, 8)), r"takes the number of features, at least 1, got \(1, 8, 8\)"),
         (lambda: models.RealNVP(3, layers=0), "RealNVP needs at least 1 layer, got 0"),
         (lambda: models.RealNVP(3, scale_map="logistic"), "unknown scale map 'logistic'"),

@@ -17,7 +17,7 @@ SLOW = {"multi-scale", "glow-steps-odd-one-pixel", "chain", "inverse", "affine-s
 every_layer_some_slow = pytest.mark.parametrize(
     "case", [pytest.param(c, marks=pytest.mark.slow) if c.name in SLOW else c for c in CASES], ids=lambda c: c.name
 )
-NETWORKS = (N.ConvConditioner, N.MaskedMLP, N.MLP, N.ResidualNet, N.GlowSteps, N.SplitPrior)
+NETWORKS = (N.ConvConditioner, N.ConvResidualNet, N.MaskedMLP, N.MLP, N.ResidualNet, N.GlowSteps, N.SplitPrior)
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 

@@ -93,6 +93,8 @@ def test_halves_are_the_halves_of_identity():
         ),
         (lambda: N.ElementwiseSpline(2)(torch.zeros(3, 4)), "ElementwiseSpline was built for 2 channels on axis 1"),
         (lambda: N.ResidualNet(2, 3, 4, blocks=0), "a ResidualNet needs at least 1 block, got 0"),
+        (lambda: N.ConvResidualNet(2, 3, 4, blocks=0), "a ConvResidualNet needs at least 1 block, got 0"),
+        (lambda: N.ConvResidualNet(2, 3, 4, kernel=2), "a conditioner's kernel must be odd, got 2"),
         (lambda: N.ResidualNet(2, 3, 4, context_by="film"), "unknown context_by 'film': expected 'glu' or 'add'"),
         (lambda: N.ResidualNet(2, 3, 4, dropout=1.0), "dropout must be at least 0 and below 1, got 1.0"),
         (
@@ -215,6 +217,21 @@ def test_residual_net_by_hand():
     h = net.first(x) + first
     h = h + net.outer[0](F.relu(net.inner[0](F.relu(h)))) + share
     torch.testing.assert_close(net(x, context), net.last(h))
+
+
+def test_conv_residual_net_by_hand():
+    net = moved(N.ConvResidualNet(2, 4, 3, context_channels=2))
+    x, context = torch.randn(3, 2, 4, 5), torch.randn(3, 2)
+    first, *shares = net.context(context)[:, :, None, None].chunk(3, 1)
+    h = net.first(x) + first
+    for inner, outer, share in zip(net.inner, net.outer, shares):
+        h = h + outer(F.relu(inner(F.relu(h)))) + share
+    torch.testing.assert_close(net(x, context), net.last(F.relu(h)), atol=1e-5, rtol=1e-5)
+    spread = context[:, :, None, None].expand(-1, -1, 4, 5)
+    torch.testing.assert_close(net(x, spread), net(x, context), atol=1e-5, rtol=1e-5)
+    net = N.ConvResidualNet(2, 50, 3, dropout=0.5)
+    moved(net).train()
+    assert not torch.equal(net(x), net(x))
 
 
 def test_dropout_is_for_training():

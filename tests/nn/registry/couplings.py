@@ -54,6 +54,18 @@ CASES = [
         (3, 5),
         context=(3, 2),
     ),
+    Case(
+        "conv-residual-net",
+        lambda: N.AffineCoupling(N.ConvResidualNet(1, 4, 2, context_channels=2), scale_map="realnvp"),
+        (2, 2, 3, 2),
+        context=(2, 2),
+    ),
+    Case(
+        "conv-residual-net-spatial",
+        lambda: N.AdditiveCoupling(N.ConvResidualNet(2, 4, 1, blocks=1, context_channels=2, kernel=1)),
+        (2, 3, 2, 2),
+        context=(2, 2, 2, 2),
+    ),
     Case("mlp-tanh", lambda: N.AffineCoupling(N.MLP(2, 6, 4, activation="tanh", dropout=0.2)), (3, 4)),
     Case("spline-coupling", lambda: N.SplineCoupling(_mlp(2, 3, SPLINE), CHANNELS, spline=SPLINE), (4, 5)),
     Case(
