@@ -13,7 +13,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from . import models, nn, ops, training
-    from .models import NSF, Glow, RealNVP
+    from .models import IAF, MAF, NSF, Glow, RealNVP
     from .nn import load
     from .ops import (
         ConditionerInput,
@@ -39,7 +39,9 @@ _HOMES = {
     "ConditionerInput": "ops",
     "Degrees": "ops",
     "Glow": "models",
+    "IAF": "models",
     "LUMatrices": "ops",
+    "MAF": "models",
     "NSF": "models",
     "RealNVP": "models",
     "ScaleMap": "ops",
@@ -58,6 +60,8 @@ _HOMES = {
     "use_backend": "ops",
 }
 __all__ = [
+    "IAF",
+    "MAF",
     "NSF",
     "ConditionerInput",
     "Degrees",

@@ -13,29 +13,41 @@ from torch import Tensor, nn
 from ..nn.actnorm import ActNorm
 from ..nn.bases import Base, StandardNormal
 from ..nn.bijection import Bijection, Chain
-from ..nn.circle import CircularNormal, PeriodicFeatures, PhaseShift, check_interval, circular_mask
+from ..nn.circle import (
+    CircularNormal,
+    PeriodicFeatures,
+    PeriodicMaskedMLP,
+    PhaseShift,
+    check_interval,
+    circular_mask,
+)
 from ..nn.columns import Columns
 from ..nn.conditioners import Activation
 from ..nn.coupling import Coupling, SplineCoupling
 from ..nn.elementwise_spline import ElementwiseSpline
 from ..nn.flow import Flow
+from ..nn.masked_autoregressive import MaskedAutoregressive
+from ..nn.masked_mlp import MaskedMLP
 from ..nn.standardize import Standardize
-from ..nn.transforms import MixedSplineTransform, identity_params
+from ..nn.transforms import MixedSplineTransform, SplineTransform, identity_params
 from ..ops import Spline
-from .tables import Linear, Mask, Network, base_over, check_table, coupling_masks, make_network, mixing
+from .tables import Linear, Mask, Network, base_over, check_choice, check_table, coupling_masks, make_network, mixing
 
 Interval = tuple[float, float]
 Build = Callable[[Tensor | None, Tensor, Spline, int], nn.Module | None]
 
 
 class NSF(Flow):
-    """A neural spline flow: rational-quadratic spline couplings, with a linear layer before each and after the last.
+    """A neural spline flow: rational-quadratic spline couplings (or autoregressive layers), with a linear layer before
+    each and after the last.
 
     Args:
         features: number of columns D; data is ``[B, D]``, best of mean 0 and variance 1, since a spline acts on
             ``[-bound, bound]`` and leaves alone what lies outside.
         layers: spline couplings. hidden, depth: width and blocks (hidden layers, of an MLP) of their networks.
         bins, bound: of the splines.
+        coupling: False: every layer is a :class:`MaskedAutoregressive` one, in which a column's spline depends on all
+            columns before it: better densities at the same cost, but samples in one pass per column.
         context: width E of a context ``[B, E]`` that the networks are given: a conditional density.
         embed: network applied to the context first, of output width ``context``: for labels an
             ``nn.Embedding(classes, context)``, for observations of any form a summary network that learns along.
@@ -66,6 +78,7 @@ class NSF(Flow):
         depth: int = 2,
         bins: int = 8,
         bound: float = 3.0,
+        coupling: bool = True,
         context: int = 0,
         embed: nn.Module | None = None,
         circular: Sequence[int] = (),
@@ -91,6 +104,8 @@ class NSF(Flow):
             _conditioner, kind=network, hidden=hidden, depth=depth, context=context, activation=activation,
             dropout=dropout,
         )  # fmt: skip
+        if mask is not None and not coupling:
+            raise ValueError(f"an autoregressive NSF couples no columns by masks, got mask={mask!r}: leave it out")
         if mask is None:
             mask = "random" if angles.any() else "alternating"
         chosen = coupling_masks(mask, features, layers, angles)
@@ -99,7 +114,10 @@ class NSF(Flow):
             parts.append(_onto_one_interval(features, circular, interval, bound))
         for i, transformed in enumerate(chosen):
             parts += _between(linear, actnorm and i > 0, angles, plain, bound)
-            parts.append(_coupling(transformed, angles, spline, build))
+            if coupling or transformed is None:
+                parts.append(_coupling(transformed, angles, spline, build))
+            else:
+                parts.append(_autoregressive(angles, spline, **build.keywords))
         parts += _between(linear, False, torch.zeros_like(angles), plain, bound)
         default = partial(CircularNormal, circular=circular, low=-bound, high=bound)
         base = base_over(features, base, default if angles.any() else StandardNormal)
@@ -142,6 +160,37 @@ def _coupling(transformed: Tensor | None, angles: Tensor, spline: Spline, build:
     if bool(moved.any()) and not bool(moved.all()):
         return Coupling(MixedSplineTransform(spline, moved), conditioner, transformed)
     return SplineCoupling(conditioner, transformed, spline=spline)
+
+
+def _autoregressive(
+    angles: Tensor,
+    spline: Spline,
+    *,
+    kind: Network,
+    hidden: int,
+    depth: int,
+    context: int,
+    activation: Activation,
+    dropout: float,
+) -> Bijection:
+    check_choice("network", kind, Network)
+    features, count = len(angles), spline.params_per_element
+    options = {
+        "layers": depth, "residual": kind == "residual", "context_channels": context, "activation": activation,
+        "dropout": dropout,
+    }  # fmt: skip
+    net: MaskedMLP | PeriodicMaskedMLP
+    if bool(angles.any()):
+        numbers = angles.nonzero()[:, 0].tolist()
+        net = PeriodicMaskedMLP(features, hidden, count, numbers, low=spline.low, high=spline.high, **options)
+        last = net.network.last
+        transform = SplineTransform(spline) if bool(angles.all()) else MixedSplineTransform(spline, angles)
+    else:
+        net = MaskedMLP(features, hidden, count, **options)
+        transform, last = SplineTransform(spline), net.last
+    with torch.no_grad():
+        last.bias[: features * count].copy_(identity_params(spline, features))
+    return MaskedAutoregressive(features, transform=transform, conditioner=net)
 
 
 def _conditioner(

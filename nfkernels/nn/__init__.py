@@ -5,7 +5,7 @@ from .actnorm import ActNorm
 from .bases import Base, DiagonalNormal, StandardNormal, Uniform
 from .bijection import Bijection, Chain, Inverse
 from .check import CheckReport
-from .circle import CircularNormal, PeriodicFeatures, PhaseShift
+from .circle import CircularNormal, PeriodicFeatures, PeriodicMaskedMLP, PhaseShift
 from .columns import Columns
 from .conditioners import MLP, ConvConditioner, ResidualNet
 from .config import register
@@ -84,6 +84,7 @@ __all__ = [
     "PeriodicConv1d",
     "PeriodicConv2d",
     "PeriodicFeatures",
+    "PeriodicMaskedMLP",
     "Permutation",
     "PhaseShift",
     "QRLinear",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from .bases import Base, check_temperature
 from .bijection import Bijection, check_channels, check_width, per_channel, valid_mask, zero_logdet
 from .conditioning import call_conditioner, takes_context
 from .config import Recorded
+from .masked_mlp import MaskedMLP
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -137,6 +139,48 @@ class PeriodicFeatures(Recorded, nn.Module):
         turned = torch.sin(torch.add(self.offset.to(dtype), wide, alpha=self.rate))
         features = torch.where(self.turning, turned, wide)
         return call_conditioner(self.conditioner, features, context, None, self._with_context)
+
+
+class PeriodicMaskedMLP(Recorded, nn.Module):
+    """A :class:`MaskedMLP` that sees angles by their cosine and sine, for a :class:`MaskedAutoregressive`.
+
+    Args:
+        features, hidden, params_per_feature: as of a MaskedMLP, whose options follow by name (``order``, ``passes``,
+            ``seed`` aside: features in their natural order).
+        circular: the numbers of the columns that are angles.
+        low, high: an angle's period.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        params_per_feature: int,
+        circular: Sequence[int],
+        *,
+        low: float = -math.pi,
+        high: float = math.pi,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        angles = circular_mask(features, circular, "PeriodicMaskedMLP").nonzero()[:, 0]
+        # A sine has its angle's place in the order. What would be its own params is left out at the end.
+        order = torch.cat([torch.arange(features), angles])
+        self.network = MaskedMLP(len(order), hidden, params_per_feature, order=order, **options)
+        self.periodic = PeriodicFeatures(self.network, features, angles.tolist(), low=low, high=high)
+        self.features, self.in_channels, self.out_channels = features, features, features * params_per_feature
+        self.context_channels = self.network.context_channels
+
+    @property
+    def degrees(self) -> Tensor:
+        return self.network.degrees[: self.features]
+
+    @property
+    def passes(self) -> int:
+        return self.network.passes
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.periodic(x, context)[:, : self.out_channels]
 
 
 class CircularNormal(Base):

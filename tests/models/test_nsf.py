@@ -25,6 +25,14 @@ FORMS = {
     "mixed": (lambda: models.NSF(5, **{**SMALL, "layers": 3}, circular=(1, 3), actnorm=True), None),
     "mixed-two": (lambda: models.NSF(2, **SMALL, circular=(1,), context=3, mask="alternating"), 3),
 }
+AUTOREGRESSIVE = {
+    "ar-one": (lambda: models.NSF(1, **SMALL, coupling=False), None),
+    "ar-odd": (lambda: models.NSF(5, **SMALL, coupling=False, network="mlp", activation="silu", actnorm=True), None),
+    "ar-context": (lambda: models.NSF(3, **SMALL, coupling=False, context=2, linear="permutation"), 2),
+    "ar-angles": (lambda: models.NSF(3, **SMALL, coupling=False, circular=range(3)), None),
+    "ar-mixed": (lambda: models.NSF(4, **SMALL, coupling=False, circular=(1, 3), context=3), 3),
+}
+FORMS |= AUTOREGRESSIVE
 every_form = pytest.mark.parametrize("name", FORMS)
 
 

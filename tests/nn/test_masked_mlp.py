@@ -20,9 +20,13 @@ def moved(network: N.MaskedMLP, seed: int = 0) -> N.MaskedMLP:
 
 def sees(network: N.MaskedMLP, context: Tensor | None = None) -> Tensor:
     """bool ``[D, D]``: whether any parameter of feature i changes with feature j."""
-    x = torch.randn(1, network.features, dtype=torch.float64)
+    return sees_of(network, network.features, network.params_per_feature, context)
+
+
+def sees_of(network: torch.nn.Module, features: int, params: int, context: Tensor | None = None) -> Tensor:
+    x = torch.randn(1, features, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(lambda v: network(v, context)[0], x)[:, 0]
-    return jacobian.reshape(network.features, network.params_per_feature, -1).abs().sum(1) > 0
+    return jacobian.reshape(features, params, -1).abs().sum(1) > 0
 
 
 FORMS = {
@@ -69,6 +73,16 @@ def test_with_few_units_the_last_feature_still_sees_all_others(hidden):
     assert not (seen & ~before).any()
     assert seen[7, :7].all()
     assert seen.any(1).sum() >= hidden
+
+
+def test_with_angles_it_is_periodic_and_sees_no_more():
+    network = moved(N.PeriodicMaskedMLP(4, 20, 2, [1, 3], low=-1.0, high=1.0, activation="tanh"))
+    assert torch.equal(sees_of(network, 4, 2), network.degrees[:, None] > network.degrees)
+    assert network.degrees.tolist() == [0, 1, 2, 3]
+    assert network.passes == 4
+    x = torch.randn(5, 4).double()
+    torch.testing.assert_close(network(x + torch.tensor([0.0, 2.0, 0.0, -4.0])), network(x))
+    assert not torch.allclose(network(x + torch.tensor([0.0, 1.0, 0.0, 0.0])), network(x))
 
 
 def test_the_first_feature_depends_on_the_context_too():

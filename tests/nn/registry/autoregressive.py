@@ -40,5 +40,14 @@ CASES = [
     Case("maf-spline", lambda: _layer(3, Spline(4), 11, order="reversed"), (3, 3)),
     Case("maf-spline-context", lambda: _layer(2, Spline(3, "circular"), 9, context_channels=2), (3, 2), (3, 2)),
     Case("maf-spline-default-network", lambda: N.MaskedAutoregressive(2, transform=Spline.zuko(3)), (3, 2)),
+    Case(
+        "maf-angles",
+        lambda: N.MaskedAutoregressive(
+            3,
+            transform=N.MixedSplineTransform(Spline(3, "circular"), torch.tensor([True, False, True])),
+            conditioner=N.PeriodicMaskedMLP(3, 6, 9, [0, 2], low=-3.0, high=3.0, activation="tanh"),
+        ),
+        (3, 3),
+    ),
     Case("iaf", lambda: N.Inverse(_layer(4, order="random")), (3, 4)),
 ]
