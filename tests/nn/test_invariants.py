@@ -285,6 +285,8 @@ def test_swapped_directions(case: Case):
 TRANSFORMED = [
     "affine-mlp", "coupling-checkerboard", "glow-steps", "multi-scale", "conv1x1-full",
     "periodic-2d-odd", "periodic-1d-depthwise", "symmetric-2d", "softplus", "logit-alpha", "permutation",
+    "affine-mask", "residual-net", "spline-coupling", "spline-coupling-mixed", "elementwise-spline", "circular-spline",
+    "columns",
 ]  # fmt: skip
 
 

@@ -166,6 +166,16 @@ CASES = [
         domain="symmetric",
         latent="symmetric",
     ),
+    Case(
+        "reversible-splines",
+        lambda: N.ReversibleSequential(
+            N.SplineCoupling(_mlp(2, 2, SPLINE), N.masks.alternating(4), spline=SPLINE),
+            N.LULinear(4),
+            N.AffineCoupling(N.MLP(2, 5, 4), mask=N.masks.halves(4), scale_map="realnvp", learned_gain=True),
+            N.AdditiveCoupling(N.MLP(2, 5, 2)),
+        ),
+        (3, 4),
+    ),
     Case("columns", lambda: N.Columns(N.LULinear(2), [3, 1]), (3, 4)),
     Case("columns-coupling", lambda: N.Columns(N.AffineCoupling(N.MLP(2, 5, 2)), [0, 1, 3]), (3, 4)),
     Case("columns-lengths", lambda: N.Columns(N.DiagonalLinear(1), [1]), (2, 2, 3), lengths=(3, 1)),
