@@ -1,4 +1,4 @@
-"""``python -m benchmarks gpu | cpu | complexity | linear | glow | demo | report`` (see benchmarks/README.md)."""
+"""``python -m benchmarks gpu | cpu | complexity | linear | density | demo | glow | report`` (benchmarks/README.md)."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ def parser() -> argparse.ArgumentParser:
     for name, text in (
         ("complexity", "count and time the linear flows over their size"),
         ("linear", "time linear flows against what others write"),
+        ("density", "time splines and small flows against what others write"),
     ):
         sub = commands.add_parser(name, help=text, description=text)
         sub.add_argument("--out", type=Path, default=RESULTS, help="results go to OUT/<device>/ (default: %(default)s)")
         sub.add_argument("--quick", action="store_true", help="the smallest sizes, hardly timed: does it run?")
         sub.add_argument("--commit", help="the commit measured, where the tree has no git")
+        if name == "density":
+            sub.add_argument("--bars", nargs="+", default=[], metavar="TEXT", help="only bars that have this in them")
         if name == "complexity":
             text = "budget; layers that do not fit are recorded as not reached (default: none)"
             sub.add_argument("--minutes", type=float, help=text)
@@ -77,9 +80,14 @@ def main(arguments: list[str] | None = None) -> int:
 
             return run.run(args.out, minutes=args.minutes, quick=args.quick, names=args.layers, commit=args.commit)
         if args.command == "linear":
-            from .complexity import bars
+            from . import bars
+            from .complexity.bars import BARS
 
-            return bars.run(args.out, quick=args.quick, commit=args.commit)
+            return bars.run("linear", BARS, args.out, quick=args.quick, commit=args.commit)
+        if args.command == "density":
+            from .density import run
+
+            return run(args.out, quick=args.quick, commit=args.commit, names=args.bars)
         if args.command == "glow":
             return glow(args)
         if args.command == "demo":

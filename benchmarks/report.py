@@ -91,14 +91,16 @@ def plottable(data: dict[str, Any]) -> bool:
 
 
 def readme(root: Path, found: dict[str, dict]) -> str:
-    """The README with its blocks made anew; that of the Glow is wanted once there are results of it."""
-    from .glow import page
+    """The README with its blocks made anew; those of Glow and of small flows are wanted once they have results."""
+    from .density import page as density_page
+    from .glow import page as glow_page
 
     text = (root / "README.md").read_text(encoding="utf-8")
     results = root / "benchmarks" / "results"
     made = {(BEGIN, END): block(found)}
-    if page.BEGIN in text or page.devices(results):
-        made[page.BEGIN, page.END] = page.block(results)
+    for page in (glow_page, density_page):
+        if page.BEGIN in text or page.devices(results):
+            made[page.BEGIN, page.END] = page.block(results)
     for (begin, end), of in made.items():
         if text.count(begin) != 1 or text.count(end) != 1:
             raise ValueError(f"README.md must hold {begin} and {end} once each")

@@ -1,16 +1,9 @@
-"""``python -m benchmarks linear``: calls of the linear flows beside what others write, in one process, on one input.
-
-Each contender is checked first: outputs and gradients against the same in float64, inverses against what was put in.
-"""
+"""``python -m benchmarks linear``: calls of the linear flows beside what others write (see ``benchmarks/bars.py``)."""
 
 from __future__ import annotations
 
 import copy
-import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,31 +12,8 @@ from torch import Tensor, nn
 import nfkernels
 from nfkernels import nn as flows
 
-from .. import machine
-from ..record import Budget
-from .measure import OURS, Pace, close, in_turns, keep_memory, made_from, sentence
-
-QUICK = Pace(seconds=0.01, rounds=3)
-CAREFUL = Pace(seconds=1.5, rounds=400)
-TURN = 0.02
-
-
-@dataclass
-class Contender:
-    """``call`` is timed; ``check()`` says whether it computes the right thing. ``weights`` change between calls."""
-
-    call: Callable[[], Any]
-    check: Callable[[], bool]
-    weights: list[Tensor] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Bar:
-    id: str
-    asked: str
-    build: Callable[[bool], dict[str, Callable[[], Contender]]]  # ours first; quick ones are small
-    ratios: tuple[tuple[str, str, str], ...]  # text, of whom, over whom
-
+from ..bars import OURS, Bar, Contender, over
+from .measure import close, made_from
 
 # --- LULinear ---------------------------------------------------------------------------------------------------------
 
@@ -203,11 +173,6 @@ def _both_ways(layer: nn.Module, x: Tensor) -> dict[str, Callable[[], Contender]
     }
 
 
-def over(*names: str) -> tuple[tuple[str, str, str], ...]:
-    """How many times our time they take."""
-    return tuple((f"{name} takes", name, OURS) for name in names)
-
-
 BARS = (
     Bar(
         "`LULinear(64)`, 4096 rows, forward + backward",
@@ -236,60 +201,3 @@ BARS = (
         (("of its forward's time", OURS, "its forward"),),
     ),
 )
-
-
-def measure(bar: Bar, quick: bool) -> dict[str, Any]:
-    """A bar's entry: gate, times, ratios. Whatever fails is in it."""
-    entry = {"id": bar.id, "asked": bar.asked, "gate": "passed", "contenders": {}, "ratios": []}
-    calls = {}
-    torch.manual_seed(0)
-    try:
-        builders = bar.build(quick)
-    except Exception as error:
-        return entry | {"gate": "failed", "contenders": {OURS: {"status": "failed", "reason": sentence(error)}}}
-    for name, build in builders.items():
-        try:
-            contender = build()
-            with torch.no_grad():
-                right = contender.check()
-            if right:
-                calls[name] = (contender.call, contender.weights)
-            entry["contenders"][name] = {"status": "gated" if right else "wrong", "reason": "off its float64 self"}
-        except Exception as error:
-            status = "unavailable" if isinstance(error, ModuleNotFoundError) else "failed"
-            entry["contenders"][name] = {"status": status, "reason": sentence(error)}
-    for name, times in in_turns(calls, QUICK if quick else CAREFUL, TURN).items():
-        if isinstance(times, str):
-            entry["contenders"][name] = {"status": "failed", "reason": times}
-            continue
-        figures = {"median_us": statistics.median(times), "min_us": min(times)}
-        rounded = {k: float(f"{1e6 * v:.4g}") for k, v in figures.items()}
-        entry["contenders"][name] = {"status": "measured", "rounds": len(times), **rounded}
-    if entry["contenders"][OURS]["status"] != "measured":
-        entry["gate"] = "failed"
-    for text, top, bottom in bar.ratios:
-        pair = [entry["contenders"][n] for n in (top, bottom)]
-        if all(s["status"] == "measured" for s in pair):
-            ratio = pair[0]["median_us"] / pair[1]["median_us"]
-            entry["ratios"].append({"text": text, "ratio": float(f"{ratio:.4g}")})
-    return entry
-
-
-def run(out: Path, *, quick: bool, commit: str | None, say=lambda line: print(line, flush=True)) -> int:
-    """Measures, prints, writes ``out/<device>/linear-<date>-<commit>.json``. 1 if one of ours failed or is wrong."""
-    from .page import bars_table
-    from .run import Saved
-
-    found = machine.facts("cpu", torch.device("cpu"), commit)
-    found["memory_kept"] = keep_memory()
-    say(machine.sentence(found))
-    saved = Saved(out, "linear", "bars", found, Budget(None), quick)
-    with saved.whole():
-        for bar in BARS:
-            saved.add(measure(bar, quick))
-    entries = saved.data["bars"]
-    say(f"\n{bars_table({'bars': {e['id']: e for e in entries}})}\n\n{saved.path}")
-    failed = [e for e in entries if e["gate"] != "passed"]
-    for entry in failed:
-        say(f"PROBLEM: {entry['id']}: {entry['contenders'][OURS]['status']}: {entry['contenders'][OURS].get('reason')}")
-    return 1 if failed else 0
