@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -125,3 +127,21 @@ def test_posteriors_from_simulations(kind):
     theta = exact.sample((2000,))
     gap = exact.log_prob(theta) - flow.log_prob(theta, observed[:1])
     assert abs(gap.mean()) < 0.1  # the divergence, in nats
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "inference.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("block", range(len(BLOCKS)))
+def test_the_python_of_the_page_runs(block):
+    exec(compile(BLOCKS[block], f"docs/inference.md, block {block}", "exec"), {})
+
+
+def test_the_page_has_its_numbers_right():
+    """log Z of its banana."""
+    side = torch.linspace(-8, 8, 800)
+    grid = torch.cartesian_prod(side, torch.linspace(-8, 40, 2400)).double()
+    log_density = -0.5 * grid[:, 0] ** 2 - 2 * (grid[:, 1] - grid[:, 0] ** 2) ** 2
+    area = (side[1] - side[0]).item() * 48 / 2399
+    assert abs(math.log(log_density.exp().sum().item() * area) - math.log(math.pi)) < 1e-3

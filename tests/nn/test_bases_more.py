@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import distributions as D
 
+from nfkernels import Spline
 from nfkernels import nn as N
 
 
@@ -165,6 +166,23 @@ def test_uniform_is_closed_and_nothing_outside():
     assert base.log_prob(z)[0] == -2 * math.log(4)
     assert base.support.check(z).tolist() == inside
     assert torch.isfinite(base.log_prob(base.sample(1000))).all()
+
+
+def test_splines_on_an_interval_go_with_a_uniform_base():
+    torch.manual_seed(0)
+    layers = [N.MaskedAutoregressive(2, transform=Spline.unit(5)) for _ in range(2)]
+    flow = moved(N.Flow(N.Chain(layers), N.Uniform(2)))
+    with torch.no_grad():
+        for p in flow.parameters():
+            p.mul_(0.5)
+        x, log_prob = flow.sample_and_log_prob(2000)
+        assert ((x >= 0) & (x <= 1)).all()
+        assert torch.isfinite(log_prob).all()
+        assert torch.isfinite(flow.log_prob(x)).all()
+        corners = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.1, 0.5], [0.5, -0.1]])
+        assert flow.log_prob(corners).isfinite().tolist() == [True, True, False, False]
+        side = (torch.arange(200) + 0.5) / 200
+        assert abs(flow.log_prob(torch.cartesian_prod(side, side)).exp().mean() - 1) < 1e-2
 
 
 def test_a_normal_that_depends_on_the_context():
