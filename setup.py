@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.resolve()
 OPS = [
     "affine_coupling",
     "autoregressive_conv",
+    "autoregressive_inverse",
     "channel_mix",
     "coupling_mix",
     "dequantize",

@@ -4,15 +4,16 @@
 #include <torch/csrc/stable/library.h>
 
 // The files here that hold an op's binding.
-#define NF_OPS(OP)         \
-  OP(affine_coupling)      \
-  OP(autoregressive_conv)  \
-  OP(channel_mix)          \
-  OP(coupling_mix)         \
-  OP(dequantize)           \
-  OP(gaussian_log_density) \
-  OP(lu_compose)           \
-  OP(lu_linear)            \
+#define NF_OPS(OP)           \
+  OP(affine_coupling)        \
+  OP(autoregressive_conv)    \
+  OP(autoregressive_inverse) \
+  OP(channel_mix)            \
+  OP(coupling_mix)           \
+  OP(dequantize)             \
+  OP(gaussian_log_density)   \
+  OP(lu_compose)             \
+  OP(lu_linear)              \
   OP(philox_uniform)
 
 namespace nf {

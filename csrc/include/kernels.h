@@ -4,6 +4,7 @@
 
 #include "affine_coupling.h"
 #include "autoregressive_conv.h"
+#include "autoregressive_inverse.h"
 #include "channel_mix.h"
 #include "coupling_mix.h"
 #include "dequantize.h"
@@ -17,6 +18,7 @@
   KERNEL(affine_coupling_forward, const Coupling&, const CouplingForward&)        \
   KERNEL(affine_coupling_backward, const Coupling&, const CouplingBackward&)      \
   KERNEL(autoregressive_conv_forward, const AutoregressiveConv&)                  \
+  KERNEL(autoregressive_inverse_forward, const AutoregressiveInverse&)            \
   KERNEL(channel_mix_forward, const MixForward&)                                  \
   KERNEL(channel_mix_backward, const MixBackward&)                                \
   KERNEL(coupling_mix_forward, const Coupling&, const CouplingMixForward&)        \
