@@ -217,7 +217,7 @@ def test_any_network(data):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("batch", [1, 15, 50, 257])
+@pytest.mark.parametrize("batch", [1, 15, 50, 257, 1000])
 def test_same_bits_for_any_number_of_threads_and_any_company(batch):
     degrees = Degrees(range(6), (spread(30, 6), spread(20, 6)))
     weights, biases = network(degrees)
