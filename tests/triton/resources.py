@@ -43,6 +43,11 @@ def cases(target: str):
     for width in (12, 64, 128):
         with pytest.MonkeyPatch.context() as patch:
             yield f"lu_linear D={width}", launch.lu(target, patch, (64, width, 16, 16))
+    for inverse in (False, True):
+        name = "inverse " if inverse else ""
+        rows = launch.splined(target, (4096, 64), inverse=inverse)
+        yield f"rational_quadratic_spline {name}rows [4096, 64]", rows
+        yield f"rational_quadratic_spline {name}{list(image)}", launch.splined(target, image, inverse=inverse)
     yield "autoregressive_conv C=12", launch.convolved(target, (64, 12, 32, 32))
     yield "dequantize with a logit", launch.dequantized(target, (64, 3, 32, 32))
 

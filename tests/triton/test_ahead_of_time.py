@@ -22,7 +22,9 @@ import fake_driver
 from fake_driver import TARGETS, compiling_for
 
 from nfkernels.reference.affine_coupling import Form, Identity, Layout, Order
+from nfkernels.reference.rational_quadratic_spline import Form as SplineForm
 from nfkernels.reference.scale_map import ScaleMap
+from nfkernels.reference.spline import PRESETS, Spline
 from nfkernels.triton import (
     affine_coupling,
     autoregressive_conv,
@@ -33,6 +35,7 @@ from nfkernels.triton import (
     lu_compose,
     lu_linear,
     philox_uniform,
+    rational_quadratic_spline,
 )
 
 NVIDIA = [t for t in TARGETS if t.startswith("sm_")]
@@ -485,6 +488,79 @@ def test_lu_linear_everything(target, width, dtype, monkeypatch):
     for inverse in (False, True):
         lu(target, monkeypatch, (3, width, 7, 7), inverse=inverse, dtype=dtype, last=True)
         lu(target, monkeypatch, (300, width), inverse=inverse, dtype=dtype)
+
+
+# --- the rational-quadratic spline -----------------------------------------------------------------------------------
+
+
+def splined(target, shape, *, spline="linear", inverse=False, elementwise=False, dtype=F32, params_dtype=None,
+            last=(False, False), everything=False):  # fmt: skip
+    """Forward and backward; ``everything`` adds a mask, a channel map and a running log-determinant."""
+    spline = Spline.parse(spline)
+    x = torch.zeros(shape, dtype=dtype)
+    params = torch.zeros(shape[0], shape[1] * spline.params_per_element, *shape[2:], dtype=params_dtype or dtype)
+    x, params = (
+        t.contiguous(memory_format=torch.channels_last) if is_last else t
+        for t, is_last in zip((x, params), last, strict=True)
+    )
+    form = SplineForm.pack(spline, inverse, elementwise)
+    total = torch.zeros(shape if elementwise else shape[:1], dtype=F64 if dtype == F64 else F32)
+    options = (torch.arange(shape[1]), x != 0) if everything else (None, None)
+    running = total if everything and not elementwise else None
+    launch = rational_quadratic_spline
+    forward = compiled(target, lambda: launch.forward(x, params, *options, running, *form))
+    return forward + compiled(target, lambda: launch.backward(x, params, x, total, *options, *form, True, True))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("inverse", [False, True])
+def test_rational_quadratic_spline(target, inverse):
+    splined(target, (8, 12, 16, 16), inverse=inverse)
+    splined(target, (512, 10), spline="zuko_circular", inverse=inverse, everything=True)
+    splined(target, (3, 7, 5, 9), spline=Spline(64), inverse=inverse, dtype=F64, last=(False, True), everything=True)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_splines(name):
+    for inverse in (False, True):
+        splined("sm_90", (64, 63), spline=name, inverse=inverse, params_dtype=BF16)
+        splined("sm_90", (2, 14, 33, 37), spline=name, inverse=inverse, elementwise=True)
+
+
+SPLINED = {
+    "images": {"shape": (8, 12, 16, 16)},
+    "split samples": {"shape": (2, 12, 64, 64)},
+    "rows": {"shape": (64, 3, 8, 16)},
+}
+
+
+@pytest.mark.parametrize("name", SPLINED)
+def test_rational_quadratic_spline_moves_memory_wide(name):
+    """But for the chosen slopes, which lie anywhere, and one log-determinant out and its gradient in."""
+    binaries = splined("sm_90", **SPLINED[name])
+    for kernel, stores in (("forward_kernel", 1), ("backward_kernel", 0)):
+        counts = wide(binaries, kernel)
+        narrow = {k: n for k, n in counts.items() if not k.endswith(".128")}
+        assert counts["LDG.128"] > 0, counts
+        assert counts["STG.128"] > 0, counts
+        assert sum(n for k, n in narrow.items() if k.startswith("LDG")) <= 2 * 4 + 4, counts
+        assert sum(n for k, n in narrow.items() if k.startswith("STG")) <= stores, counts
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("bins", [2, 3, 8, 16, 33, 64])
+@pytest.mark.parametrize("dtype", [F32, F64, BF16], ids=str)
+def test_rational_quadratic_spline_everything(target, bins, dtype):
+    """Which form and layout ride along depends on the case."""
+    bits = zlib.crc32(repr((target, bins, dtype)).encode())
+    tails, sizes = ("linear", "circular", "none")[bits % 3], ("softmax", "softclip")[bits >> 8 & 1]
+    spline = Spline(bins, tails, sizes=sizes, half_turn=bool(bits >> 9 & 1))
+    for inverse in (False, True):
+        options = {"spline": spline, "inverse": inverse, "dtype": dtype}
+        splined(target, (300, 5), **options, everything=bool(bits >> 10 & 1))
+        splined(target, (4, 12, 16, 16), **options, last=(False, bool(bits >> 11 & 1)))
+        splined(target, (2, 700), **options, elementwise=True, everything=True)
 
 
 # --- the package -----------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ CHECKS = [
     "check_gaussian_log_density",
     "check_lu_compose",
     "check_lu_linear",
+    "check_rational_quadratic_spline",
     "check_scale_map",
 ]
 
