@@ -22,6 +22,7 @@ from .training.demo.options import DEMO, NAMES, demo_name
 from .training.options import TRAIN, Option, as_text, device, merged, number, several, whole
 from .training.options import name as named
 from .training.recipe import PRECISIONS, most_threads
+from .training.tables.kind import is_table_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -190,9 +191,10 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="nfkernels",
-        description="Train normalizing flows on images, draw from them, measure them.",
+        description="Train normalizing flows on images and tables, draw from them, measure them.",
         epilog="`nfkernels train` alone trains a Glow on the digits that come with scikit-learn; "
-        "`nfkernels demo moons` draws a flow of the plane.",
+        "`nfkernels train --data table.csv` a spline flow on the columns of a table; `nfkernels demo moons` "
+        "draws a flow of the plane.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
@@ -202,17 +204,23 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run_command=run, parser=sub)
         return sub
 
-    sub = command("train", _train, "Train a Glow; writes a run folder with model, metrics and pictures.")
+    sub = command(
+        "train", _train, "Train a flow on images or a table; writes a run folder with model, metrics and pictures."
+    )
     sub.epilog = (
         "The defaults suit the digits: few images, so much weight decay and dropout. For tens of thousands of images "
-        "try --steps 20000 --lr 0.001 --weight-decay 0 --dropout 0, or a --preset."
+        "try --steps 20000 --lr 0.001 --weight-decay 0 --dropout 0, or a --preset. Tables have defaults of their own."
     )
     _train_options(sub)
 
-    sub = command("sample", _later("sample"), "Draw images from a trained flow into one PNG.")
+    sub = command("sample", _of_run("sample"), "Draw from a trained flow: images into one PNG, rows into a table.")
     _run_argument(sub)
     sub.add_argument(
-        "--count", type=_typed(whole(1)), metavar="N", help="images (default 64; of --temperatures, 8 for each)"
+        "--count",
+        type=_typed(whole(1)),
+        metavar="N",
+        help="images (default 64; of --temperatures, 8 for each), or rows of a table (default 1000; 1 for each row "
+        "of a file that --context names)",
     )
     heat = sub.add_mutually_exclusive_group()
     heat.add_argument(
@@ -235,11 +243,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="K",
         help="name or number of a class (default: all in turn)",
     )
-    _picture_options(sub, "samples.png")
+    sub.add_argument(
+        "--context",
+        type=_typed(named),
+        metavar="A=X,...|FILE",
+        help="of a table's flow that was trained with --context: the values of these columns, or a table of them",
+    )
+    _picture_options(sub, "samples.png", "; of a table .csv, .npy or .parquet: samples.csv")
     sub.add_argument("--seed", type=_typed(whole(0)), default=0, metavar="N", help="of the draws (default 0)")
     _machine_options(sub)
 
-    sub = command("interpolate", _later("interpolate"), "Images between two images, through the latents, into one PNG.")
+    sub = command(
+        "interpolate", _of_run("interpolate"), "Images between two images, through the latents, into one PNG."
+    )
     _run_argument(sub)
     _data_option(sub)
     sub.add_argument("--pairs", type=_typed(whole(1)), default=4, metavar="N", help="rows (default 4)")
@@ -256,7 +272,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     _machine_options(sub)
 
-    sub = command("evaluate", _later("evaluate"), "Bits per dimension with standard error; errors of a round trip.")
+    sub = command(
+        "evaluate",
+        _of_run("evaluate"),
+        "Bits per dimension or nats per row with standard error; errors of a round trip.",
+    )
     _run_argument(sub)
     _data_option(sub)
     sub.add_argument(
@@ -270,6 +290,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--seed", type=_typed(whole(0)), default=0, metavar="N", help="of the draws (default 0)")
     sub.add_argument("--json", action="store_true", help="print JSON")
+    sub.add_argument(
+        "--out",
+        type=_typed(named),
+        metavar="FILE",
+        help="of a table: also write the log-density of each row, in nats, to this .csv, .npy or .parquet",
+    )
+    sub.add_argument(
+        "--missing",
+        choices=("refuse", "drop"),
+        default="refuse",
+        help="rows of --data that lack a value: an error, or left out (default refuse)",
+    )
     _machine_options(sub)
 
     sub = command("demo", _later("demo", "demo.run"), "A first look: pictures of a flow of the plane, in seconds.")
@@ -289,6 +321,16 @@ def _parser() -> argparse.ArgumentParser:
 def _later(command: str, module: str = "finished") -> Callable[[argparse.Namespace], int]:
     """A command of ``training/<module>.py``, imported (with torch) when it is run."""
     return lambda options: getattr(importlib.import_module(f"{__package__}.training.{module}"), command)(options)
+
+
+def _of_run(command: str) -> Callable[[argparse.Namespace], int]:
+    """A command on a trained flow, as its kind of data asks for."""
+
+    def run(options: argparse.Namespace) -> int:
+        module = "tables.commands" if is_table_run(options.run) else "finished"
+        return _later(command, module)(options)
+
+    return run
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -314,13 +356,13 @@ def _data_option(sub: Any) -> None:
         "--data",
         type=_typed(named),
         metavar="digits|PATH",
-        help="other images, brought to the flow's size (default: the run's test part)",
+        help="other images, brought to the flow's size, or another table (default: the run's test part)",
     )
 
 
-def _picture_options(sub: Any, file: str) -> None:
+def _picture_options(sub: Any, file: str, more: str = "") -> None:
     sub.add_argument(
-        "--out", type=_typed(named), metavar="FILE", help=f"PNG to write (default: {file} in the run folder)"
+        "--out", type=_typed(named), metavar="FILE", help=f"PNG to write (default: {file} in the run folder{more})"
     )
     sub.add_argument("--npz", type=_typed(named), metavar="FILE", help="also write the images as uint8 [N, H, W, C]")
 

@@ -34,6 +34,7 @@ from .split_prior import DiagonalPrior, SplitPrior
 from .squeeze import Squeeze
 from .standardize import Standardize
 from .symmetric_conv import SymmetricConv
+from .table_flow import TableFlow
 from .transforms import AdditiveTransform, AffineTransform, MixedSplineTransform, SplineTransform
 from .variational_dequantization import VariationalDequantization
 
@@ -100,6 +101,7 @@ __all__ = [
     "Standardize",
     "StudentT",
     "SymmetricConv",
+    "TableFlow",
     "Tanh",
     "TriangularLinear",
     "Uniform",

@@ -7,44 +7,33 @@ import re
 import signal
 import sys
 import time
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import __version__
-from . import session
+from . import image_task, session
 from .checkpoint import read_facts
-from .data import ImageData, ImageStream
 from .data.image_data import need
 from .distributed import Ranks, device_of, launched, remember, remembered, started
 from .errors import TrainingError
-from .evaluation import Evaluation, independent_pixel_bits, uniform_bits
-from .evaluation import evaluate as measure
-from .finished import draw
 from .loop import FitResult, fit, resumed_recipe
-from .options import GLOW_ARGUMENTS, TRAIN
-from .plots import image_grid, loss_curve
-from .presets import SOURCES
 from .progress import clock, reporter, unread_is_fine
-from .recipe import GlowShape, Recipe
+from .recipe import Recipe
 from .run_folder import RunFolder, check_config, next_run
 from .step import check_recipe
-from .tensorboard import Board, need_tensorboard
+from .tables import task as table_task
+from .tables.kind import is_table, is_table_config
+from .tensorboard import need_tensorboard
 
 if TYPE_CHECKING:
-    from ..nn import ImageFlow
-
-Parts = tuple[ImageData | ImageStream, ImageData, ImageData]  # train, validation, test
-
-_SAMPLES_DRAWN = 64
-_TEST_DRAWS = 20
+    from ..nn import Flow
 
 
 def train(options: argparse.Namespace) -> int:
     """Trains as ``options`` say: every option of the table by name, None where it was not asked for."""
-    wanted = {"matplotlib": "the loss curve", "PIL": "the sample grid"}
-    if options.progress == "bar":
-        wanted["tqdm"] = "the progress bar"
+    task, old = _task(options)
+    wanted = {**task.needs, **({"tqdm": "the progress bar"} if options.progress == "bar" else {})}
     for module, what in wanted.items():
         need(module, what)  # said now rather than after the training
     if options.tensorboard:
@@ -52,55 +41,45 @@ def train(options: argparse.Namespace) -> int:
     began = time.monotonic()
     device = device_of(launched(), session.pick_device(options.device))
     with started(device) as ranks:
-        folder, config, parts, flow, result = _fit(options, device, ranks)
+        folder, config, parts, flow, result = _fit(options, task, old, device, ranks)
     if not ranks.is_main:
         return 0 if result.signal is None else 128 + result.signal
-    training, validation, test = parts
     if result.stopped == "signal":
         with unread_is_fine(sys.stdout):
             _print_stopped(result, folder)
         return 128 + result.signal
 
-    precision = session.precision_of(folder.read_config())
-    with session.using(folder.path), session.computing(precision, device):
-        outcome = measure(flow, test, draws=_TEST_DRAWS)
-        samples = draw(flow, _SAMPLES_DRAWN, session.class_names(flow, config), None, 1.0, 0)
-    uniform = uniform_bits(training.grey_levels)
-    # Of a stream nobody counts the pixels: that takes a pass over all its pictures.
-    pixels = None if isinstance(training, ImageStream) else independent_pixel_bits(training, validation, test)
-    entry = {"step": result.step, "test_bpd": outcome.mean, "test_standard_error": outcome.standard_error}
-    entry |= {} if pixels is None else {"independent_pixels_bpd": pixels.mean}
-    folder.log(entry | {"uniform_bpd": uniform})
-    baselines = {} if pixels is None else {"independent pixels": pixels.mean}
-    loss_curve(
-        folder.loss,
-        result.history,
-        baselines=baselines | {"uniform": uniform},
-        best=None if result.best is None else (result.best_step, result.best),
-        title=f"{training.name}: {outcome.mean:.3f} bits per dimension on the test part",
-    )
-    image_grid(folder.samples, samples, grey_levels=flow.grey_levels)
-    with unread_is_fine(sys.stdout):
-        _print_result(result, outcome, pixels, uniform, folder, clock(time.monotonic() - began))
+    task.finish(config, parts, flow, result, folder, device, lambda: clock(time.monotonic() - began))
     return 0
 
 
+def _task(options: argparse.Namespace) -> tuple[ModuleType, RunFolder | None]:
+    """What is particular to the kind of data, and the folder of the run to resume.
+
+    ``image_task`` and ``tables.task`` have the same functions: ``new_run``, ``old_run``, ``build``, ...
+    """
+    if options.resume is None:
+        return (table_task if is_table(options.data, options.model) else image_task), None
+    old = session.checkpoint_of(options.resume)
+    return (table_task if is_table_config(read_facts(old.checkpoint).get("config")) else image_task), old
+
+
 def _fit(
-    options: argparse.Namespace, device: torch.device, ranks: Ranks
-) -> tuple[RunFolder, dict[str, Any], Parts, ImageFlow, FitResult]:
+    options: argparse.Namespace, task: ModuleType, old: RunFolder | None, device: torch.device, ranks: Ranks
+) -> tuple[RunFolder, dict[str, Any], Any, Flow, FitResult]:
     """The training itself, on every rank alike."""
     # Processes that torchrun has started again go on with the run that their predecessors began.
     begun = remembered(ranks, "run") if options.resume is None else None
-    old = None if options.resume is None else session.checkpoint_of(options.resume)
     if begun is not None and RunFolder(begun).checkpoint.exists():
         old = RunFolder(begun)
     changes = _recipe_changes(options)
-    config, parts = _new_run(options) if old is None else _old_run(options, old)
+    config, parts = task.new_run(options) if old is None else _old_run(options, task, old)
     torch.manual_seed(changes.get("seed", Recipe.seed))
-    flow = session.build_glow(config["model"]).to(device)
+    flow = task.build(config).to(device)
+    training, validation = task.samples(parts)
     try:  # before there is a folder for it
         recipe = Recipe(**changes) if old is None else resumed_recipe(old, None, changes)
-        check_recipe(recipe, flow, len(parts[0]), ranks=ranks.world)
+        check_recipe(recipe, flow, task.count(parts), ranks=ranks.world)
     except ValueError as error:
         raise TrainingError(str(error)) from error
     folder = old
@@ -108,27 +87,42 @@ def _fit(
         path = begun or options.out
         with ranks.together():
             if ranks.is_main:
-                path = path or next_run(re.sub(r"[^\w.+-]+", "_", parts[0].name) or "run")
+                path = path or next_run(re.sub(r"[^\w.+-]+", "_", task.name(parts)) or "run")
                 RunFolder(path).begin()
         folder = RunFolder(ranks.from_main(str(path)))
         remember(ranks, "run", str(folder.path))
     if ranks.is_main:
         with unread_is_fine(sys.stdout):
-            _print_head(config["model"], parts, flow, device, folder, ranks)
-    progress = reporter("auto" if options.progress is None else options.progress != "none" and options.progress)
+            task.print_head(config, parts, flow, device, folder, ranks)
+    progress = "auto" if options.progress is None else options.progress != "none" and options.progress
+    progress = reporter(progress, task.unit)
     result = fit(
         flow,
-        parts[0],
-        validation=parts[1],
+        training,
+        validation=validation,
         run=folder.path,
         resume=old is not None,
-        progress=Board(folder, device, progress) if options.tensorboard and ranks.is_main else progress,
+        progress=task.board(folder, device, progress, parts) if options.tensorboard and ranks.is_main else progress,
         signals=True,
         config=config,
         cuda_graph=options.cuda_graph is not False,
         **changes,
     )
     return folder, config, parts, flow, result
+
+
+def _old_run(options: argparse.Namespace, task: ModuleType, folder: RunFolder) -> tuple[dict[str, Any], Any]:
+    """The configuration and data of a run to resume; an option that would make it another run is refused."""
+    config = read_facts(folder.checkpoint).get("config")
+    if not isinstance(config, dict) or not {"data", "model"} <= config.keys():
+        raise TrainingError(
+            f"{folder.path} was not written by `nfkernels train`: resume it with nfkernels.training.fit"
+        )
+    if options.out is not None and options.resume is not None:
+        raise TrainingError("--out: a resumed run stays in its folder; leave --out away")
+    check_config(config, folder.checkpoint)
+    resumed_recipe(folder, None, _recipe_changes(options), lambda name: "--" + name.replace("_", "-"))
+    return task.old_run(options, config, folder)
 
 
 def _recipe_changes(options: argparse.Namespace) -> dict[str, Any]:
@@ -140,125 +134,6 @@ def _recipe_changes(options: argparse.Namespace) -> dict[str, Any]:
         except ValueError as error:
             raise TrainingError(str(error)) from error
     return changes
-
-
-def _new_run(options: argparse.Namespace) -> tuple[dict[str, Any], Parts]:
-    if options.data is None and options.preset in SOURCES:
-        raise TrainingError(f"--preset {options.preset} needs images: {SOURCES[options.preset]}")
-    data: dict[str, Any] = {
-        "source": session.absolute("digits" if options.data is None else options.data),
-        "size": options.size,
-        "channels": options.channels,
-        "bits": options.n_bits,
-        "stream": options.stream,
-        "split_seed": session.SPLIT_SEED,
-    }
-    parts = session.run_data({"data": data}, workers=options.workers)
-    data |= {"name": parts[0].name, "images": [len(part) for part in parts]}
-    data["classes"] = None if parts[0].classes is None else list(parts[0].classes)
-    shape = {name: getattr(options, name) for name in GLOW_ARGUMENTS if getattr(options, name) is not None}
-    model = session.describe_glow(parts[0], GlowShape(**shape), conditional=bool(options.classes))
-    session.set_threads(options.threads)
-    versions = {"nfkernels": __version__, "torch": torch.__version__}
-    return {**versions, "threads": torch.get_num_threads(), "data": data, "model": model}, parts
-
-
-def _old_run(options: argparse.Namespace, folder: RunFolder) -> tuple[dict[str, Any], Parts]:
-    """The configuration and data of a run to resume; an option that would make it another run is refused."""
-    config = read_facts(folder.checkpoint).get("config")
-    if not isinstance(config, dict) or not {"data", "model"} <= config.keys():
-        raise TrainingError(
-            f"{folder.path} was not written by `nfkernels train`: resume it with nfkernels.training.fit"
-        )
-    if options.out is not None and options.resume is not None:
-        raise TrainingError("--out: a resumed run stays in its folder; leave --out away")
-    check_config(config, folder.checkpoint)
-    data, model = config["data"], config["model"]
-    missing = {"shape", "levels", "steps", "hidden", "classes"} - model.keys()
-    if missing:
-        raise TrainingError(f"{folder.checkpoint} is damaged: its model has no {', '.join(sorted(missing))}")
-    # What the run's configuration does not tell is older than the option, and so its default.
-    asked = {
-        TRAIN[option].flag: (getattr(options, option), model.get(name, TRAIN[option].default))
-        for option, name in GLOW_ARGUMENTS.items()
-    }
-    asked["--classes"] = (options.classes, bool(model.get("classes")))
-    asked["--channels"] = (options.channels, data.get("channels"))
-    asked["--size"] = (options.size, data.get("size"))
-    asked["--stream"] = (options.stream, data.get("stream"))
-    asked["--n-bits"] = (options.n_bits, data.get("bits"))
-    for option, (wish, has) in asked.items():
-        wish = list(wish) if isinstance(wish, tuple) else wish
-        if wish is not None and wish != has:
-            raise TrainingError(
-                f"{_differs(option, wish, has)}: a resumed run keeps its model, data and recipe; only --steps and "
-                "--patience may change"
-            )
-    resumed_recipe(folder, None, _recipe_changes(options), lambda name: "--" + name.replace("_", "-"))
-    if options.data is not None:  # the data may have moved; the checkpoint knows whether it is the same
-        data = {**data, "source": session.absolute(options.data)}
-    # Sums run in another order on another number of threads: the run's own, unless told otherwise.
-    session.set_threads(options.threads or config.get("threads"))
-    parts = session.run_data({"data": data}, may_have_moved=options.data is None, workers=options.workers)
-    return {**config, "data": data}, parts
-
-
-def _differs(option: str, wish: Any, has: Any) -> str:
-    if wish is True:
-        return f"the run has no {option}"
-    if wish is False:
-        return f"the run has {option}"
-    by = "x" if option == "--size" else ","
-    wish, has = (by.join(map(str, value)) if isinstance(value, list) else value for value in (wish, has))
-    return f"{option} {wish}: the run has none" if has is None else f"{option} {wish} differs from the run's {has}"
-
-
-def _print_head(
-    model: dict[str, Any], parts: Parts, flow: ImageFlow, device: torch.device, folder: RunFolder, ranks: Ranks
-) -> None:
-    training, validation, test = parts
-    depth, height, width = training.image_shape
-    colour = {1: "grey", 3: "RGB"}.get(depth, f"{depth} channels")
-    streamed = " as a stream" if isinstance(training, ImageStream) else ""
-    classes = f", {model['classes']} classes" if model["classes"] else ""
-    parameters = sum(p.numel() for p in flow.parameters())
-    counts = model["steps"]
-    steps = session.many(counts, "step") if isinstance(counts, int) else f"{', '.join(map(str, counts))} steps"
-    threads = f", {session.many(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
-    threads += f", in {ranks.world} processes" if ranks.world > 1 else ""
-    print(
-        f"data   {training.name}: {session.many(len(training), 'image')} to train on{streamed}, "
-        f"{len(validation)} for validation, {len(test)} for the test "
-        f"({height} x {width}, {colour}, {training.grey_levels} levels)\n"
-        f"model  Glow: {session.many(model['levels'], 'level')} of {steps}, width {model['hidden']}"
-        f"{classes}; {parameters:,} parameters, on {device}{threads}\n"
-        f"run    {folder.path} (Ctrl-C saves and stops)",
-        flush=True,
-    )
-
-
-def _print_result(
-    result: FitResult, outcome: Evaluation, pixels: Evaluation | None, uniform: float, folder: RunFolder, duration: str
-) -> None:
-    early = " (stopped early: validation got no better)" if result.stopped == "early" else ""
-    print(f"\n{session.many(result.step, 'step')}{early}, {duration}", end="")
-    if result.best is not None:
-        print(f"; best validation {result.best:.3f} at step {result.best_step}, last {result.validation:.3f}", end="")
-    counted = "" if pixels is None else f"  independent pixels  {pixels.mean:.3f} +- {pixels.standard_error:.3f}\n"
-    print(
-        f"\n\nbits per dimension on {session.many(outcome.samples, 'test image')}, lower is better\n"
-        f"  this flow           {outcome.mean:.3f} +- {outcome.standard_error:.3f}   "
-        f"(mean of {outcome.draws} dequantisation draws; standard error over images)\n"
-        f"{counted}"
-        f"  uniform             {uniform:.3f}\n"
-        f"\nin {folder.path}: {folder.samples.name}, {folder.loss.name}, {folder.model.name}, "
-        f"{folder.checkpoint.name}, {folder.metrics.name}, {folder.timing.name}, {folder.config.name}\n"
-        f"\nnext\n"
-        f"  nfkernels sample {folder.path} --temperatures 0.5,0.7,0.9,1.0\n"
-        f"  nfkernels interpolate {folder.path}\n"
-        f"  nfkernels evaluate {folder.path}",
-        flush=True,
-    )
 
 
 def _print_stopped(result: FitResult, folder: RunFolder) -> None:

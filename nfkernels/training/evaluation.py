@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from ..nn.graph import captured
 from .data.image_data import DataError, ImageData
 from .distributed import Ranks
-from .samples import Data, Samples, as_samples, is_image_flow, unit_of
+from .samples import Data, Samples, as_samples, dequantizes, is_image_flow, unit_of
 
 if TYPE_CHECKING:
     from ..nn import Flow, ImageFlow
 
 # Samples per forward: so many, or images of so many values in all (large ones take much memory).
 _CHUNK, _CHUNK_VALUES = 256, 2**22
+_CHUNK_ROWS = 4096  # of samples that are a row of numbers each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Evaluation:
         mean: over samples, each with its own mean over draws, in ``unit``.
         standard_error: of that mean, over samples (the draws share them); 0 for a single sample.
         samples: how many.
-        draws: dequantisation draws per image (1 where nothing is drawn).
+        draws: dequantisation draws per image or row (1 where nothing is drawn).
         unit: ``"bits/dim"`` for image flows (an upper bound), else ``"nats"``.
         importance_samples: dequantisation draws whose densities each draw averages.
     """
@@ -85,7 +86,8 @@ def evaluate(
         raise ValueError(f"importance_samples is {importance_samples}: expected at least 1")
     samples = as_samples(data, flow)
     device = _device(flow)
-    draws, importance_samples = (draws, importance_samples) if is_image_flow(flow) else (1, 1)
+    draws = draws if is_image_flow(flow) or dequantizes(flow) else 1
+    importance_samples = importance_samples if is_image_flow(flow) else 1
     generator = torch.Generator(device).manual_seed(seed)
     with captured(flow, cuda_graph=cuda_graph):
         values = sample_losses(flow, samples, draws=draws, importance_samples=importance_samples, generator=generator)
@@ -121,11 +123,15 @@ def sample_losses(
             rows = slice(number * size, (number + 1) * size)
             chunk = samples.images[rows].to(device)
             context = None if samples.labels is None else samples.labels[rows].to(device)
+            # A stream for each chunk: its noise does not depend on who drew that of the chunks before it.
+            noise = torch.Generator(device).manual_seed((generator.initial_seed() + (number << 40)) % 2**63)
             if is_image_flow(flow):
-                # A stream for each chunk: its noise does not depend on who drew that of the chunks before it.
-                noise = torch.Generator(device).manual_seed((generator.initial_seed() + (number << 40)) % 2**63)
                 how = {"draws": draws, "importance_samples": importance_samples, "generator": noise}
                 losses[rows] = flow.bits_per_dim(chunk, context, **how).to(dtype)
+            elif dequantizes(flow):
+                for _ in range(draws):
+                    x = chunk + flow.noise(chunk, generator=noise)
+                    losses[rows] -= flow.log_prob(x, context).to(dtype) / draws
             else:
                 losses[rows] = -flow.log_prob(chunk, context).to(dtype)
     return ranks.sum_(losses)
@@ -133,7 +139,8 @@ def sample_losses(
 
 def images_at_once(shape: Sequence[int]) -> int:
     """How many samples of this shape go through a flow at once."""
-    return max(1, min(_CHUNK, _CHUNK_VALUES // max(1, math.prod(shape))))
+    most = _CHUNK_ROWS if len(shape) == 1 else _CHUNK
+    return max(1, min(most, _CHUNK_VALUES // max(1, math.prod(shape))))
 
 
 @contextlib.contextmanager

@@ -34,6 +34,8 @@ _ROW, _GRID = 8, 64  # images that are drawn by default: of each of several temp
 
 
 def sample(options: argparse.Namespace) -> int:
+    if options.context is not None:
+        raise TrainingError(f"--context is for tables, and {options.run} is a flow over images: did you mean --class?")
     session.set_threads(options.threads)
     device = session.pick_device(options.device)
     flow, folder, config = session.open_run(options.run, device)
@@ -128,6 +130,8 @@ def between(flow: ImageFlow, first: Tensor, last: Tensor, labels: Tensor | None,
 
 
 def evaluate(options: argparse.Namespace) -> int:
+    if options.out is not None:
+        raise TrainingError(f"--out is for tables, and {options.run} is a flow over images")
     session.set_threads(options.threads)
     device = session.pick_device(options.device)
     flow, _, config = session.open_run(options.run, device)
@@ -216,7 +220,7 @@ def _picture(options: argparse.Namespace, folder: RunFolder | None, name: str) -
     out = Path(options.out) if options.out is not None else own
     for file in (out, options.npz and Path(options.npz)):
         if file is not None:
-            _check_can_be_written(file)
+            check_can_be_written(file)
     return out
 
 
@@ -233,7 +237,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
-def _check_can_be_written(file: Path) -> None:
+def check_can_be_written(file: Path) -> None:
     if not file.parent.is_dir():
         raise TrainingError(f"{file} cannot be written: there is no folder {file.parent}, make it first")
     if file.is_dir():

@@ -11,6 +11,7 @@ from typing import Any
 
 from .presets import PRESETS
 from .recipe import OPTIMIZERS, PRECISIONS, SCHEDULES, GlowShape, Recipe, most_threads
+from .tables.kind import MODELS, is_table
 
 # The names that ScaleMap.parse knows, told here because this module is read before torch is.
 SCALE_MAPS = ("additive", "exp", "glow", "nflows", "nflows_softplus", "freia", "realnvp", "zuko")
@@ -120,6 +121,8 @@ class Option:
         choices: the values there are, instead of a ``kind``.
         metavar: of the value in ``--help``.
         file: whether a file may give it.
+        of: the data it is for, ``"images"`` or ``"tables"``; None for both.
+        table: the default for tables, where that is another.
     """
 
     name: str
@@ -131,6 +134,8 @@ class Option:
     choices: tuple[Any, ...] | None = None
     metavar: str | None = "N"
     file: bool = True
+    of: str | None = None
+    table: Any = None
 
     @property
     def flag(self) -> str:
@@ -143,6 +148,8 @@ class Option:
     @property
     def help(self) -> str:
         shown = self.shown or (None if self.default is None else _shown(self.default))
+        if self.table is not None:
+            shown = f"{shown}; tables {_shown(self.table)}"
         if self.is_switch:
             return f"{self.text} (default on)" if self.default else self.text
         return self.text if shown is None else f"{self.text} (default {shown})"
@@ -177,6 +184,22 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+# Rows are cheap and often many, and the flows over them small: larger batches, no decay of weights, more patience.
+_TABLE_RECIPE = {
+    "steps": 10_000,
+    "batch_size": 512,
+    "lr": 1e-3,
+    "schedule": "cosine",
+    "warmup": 100,
+    "weight_decay": 0.0,
+    "clip": 10.0,
+    "ema": 0.995,
+    "validate_every": 250,
+    "patience": 10,
+    "log_every": 50,
+}
+
+
 def _table() -> dict[str, Option]:
     recipe, shape = asdict(Recipe()), asdict(GlowShape())
     rows: list[Option] = []
@@ -187,50 +210,63 @@ def _table() -> dict[str, Option]:
     def choice(group: str, option: str, text: str, choices: tuple, **rest: Any) -> None:
         rows.append(Option(option, group, text, choices=choices, metavar=None, **rest))
 
+    images, tables = "images", "tables"
     where = "data and folders"
     row(
         where,
         "data",
         name,
         "the digits (default); a folder of images, flat or one sub-folder per class; a folder of idx files (MNIST) or "
-        "of CIFAR's python batches; an .npz or .npy file of uint8 images",
+        "of CIFAR's python batches; an .npz or .npy file of uint8 images; or a table: .csv, .npy of [N, D], .parquet",
         "digits|PATH",
     )
-    row(where, "size", size, "resize and crop the images to this size", "N|HxW")
-    choice(where, "channels", "1 makes colour images grey, 3 grey ones RGB", (1, 3))
-    row(where, "n_bits", whole(1, 8), "keep the upper bits of every pixel value: 5 leaves 32 grey levels")
+    row(where, "size", size, "resize and crop the images to this size", "N|HxW", of=images)
+    choice(where, "channels", "1 makes colour images grey, 3 grey ones RGB", (1, 3), of=images)
+    row(where, "n_bits", whole(1, 8), "keep the upper bits of every pixel value: 5 leaves 32 grey levels", of=images)
     text = "read pictures while they are trained on (default: where they would take more than 4 GiB in memory)"
-    row(where, "stream", None, text)
-    row(where, "workers", whole(0, 1024), "processes that decode a stream (default: the cores to spare, 8 at most)")
+    row(where, "stream", None, text, of=images)
+    text = "processes that decode a stream (default: the cores to spare, 8 at most)"
+    row(where, "workers", whole(0, 1024), text, of=images)
+    row(where, "columns", several(name), "of a table, those to model (default: all)", "A[,B...]", of=tables)
+    row(where, "context", several(name), "columns of a table to condition the others on", "A[,B...]", of=tables)
+    text = "whether the first line of a CSV file holds names (default: if one of its cells is no number)"
+    row(where, "header", None, text, of=tables)
+    text = "rows of a table that lack a value: an error, or left out"
+    choice(where, "missing", text, ("refuse", "drop"), default="refuse", of=tables)
     row(where, "out", name, "run folder (default: the next free runs/<data>-<n>)", "DIR")
     row(where, "resume", name, "go on with the run in this folder, exactly where it stopped", "RUN", file=False)
     choice(where, "preset", "the options of a published model, see docs/training.md", tuple(PRESETS))
 
     model = "model"
-    row(model, "levels", whole(1), "levels (default: by image size, 3 at most)")
-    row(model, "depth", depth, "Glow steps of every level, or of each", "N[,N...]", default=shape["depth"])
-    for option, kind, text, metavar in (
-        ("width", whole(1), "of the networks", "N"),
-        ("dropout", number(0, 1), "in the networks", "P"),
-    ):
-        row(model, option, kind, text, metavar, default=shape[option])
-    choice(model, "dropout_of", "what is dropped", ("element", "channel"), default=shape["dropout_of"])
-    row(model, "kernel", whole(1), "side of the networks' first convolution, odd", default=shape["kernel"])
-    row(model, "last_kernel", whole(1), "of the last one (default: as --kernel)")
-    choice(model, "scale_map", "of the couplings", SCALE_MAPS, default=shape["scale_map"])
-    choice(model, "order", "of the couplings", ("scale_first", "shift_first"), default=shape["order"])
+    text = "the kind of flow (default: glow for images, nsf for tables)"
+    choice(model, "model", text, ("glow", *MODELS))
+    row(model, "levels", whole(1), "levels (default: by image size, 3 at most)", of=images)
+    text = "Glow steps of every level, or of each; for tables hidden layers of the networks"
+    row(model, "depth", depth, text, "N[,N...]", default=shape["depth"], table=2)
+    row(model, "width", whole(1), "of the networks", default=shape["width"])
+    row(model, "dropout", number(0, 1), "in the networks", "P", default=shape["dropout"], table=0.0)
+    row(model, "layers", whole(1), "of a table's flow (default: 5, realnvp 8)", of=tables)
+    row(model, "bins", whole(2, 64), "of nsf's splines", default=8, of=tables)
+    text = "standard deviations to either side of a column's mean where nsf's splines act"
+    row(model, "bound", number(0, above=True), text, "X", default=3.0, of=tables)
+    choice(model, "dropout_of", "what is dropped", ("element", "channel"), default=shape["dropout_of"], of=images)
+    row(model, "kernel", whole(1), "side of the networks' first convolution, odd", default=shape["kernel"], of=images)
+    row(model, "last_kernel", whole(1), "of the last one (default: as --kernel)", of=images)
+    choice(model, "scale_map", "of the couplings", SCALE_MAPS, default=shape["scale_map"], of=images)
+    choice(model, "order", "of the couplings", ("scale_first", "shift_first"), default=shape["order"], of=images)
     kept = ("stored", "reversible")
     text = "what training keeps: all activations, or each level's output, from which it rebuilds them"
-    choice(model, "memory", text, kept, default=shape["memory"])
+    choice(model, "memory", text, kept, default=shape["memory"], of=images)
     noise = ("uniform", "variational")
-    choice(model, "dequantization", "how images become continuous", noise, default=shape["dequantization"])
-    row(model, "classes", None, "condition on the class of each image", default=False)
-    row(model, "class_width", whole(1), "numbers that a class becomes", default=shape["class_width"])
+    text = "how images become continuous"
+    choice(model, "dequantization", text, noise, default=shape["dequantization"], of=images)
+    row(model, "classes", None, "condition on the class of each image", default=False, of=images)
+    row(model, "class_width", whole(1), "numbers that a class becomes", default=shape["class_width"], of=images)
 
     how = "training"
     kinds = {
         "steps": (whole(1), "optimiser steps in all; on --resume, more stretch the schedule to the new end", "N"),
-        "batch_size": (whole(1), "images per step", "N"),
+        "batch_size": (whole(1), "images or rows per step", "N"),
         "accumulate": (whole(1), "parts in which a step's batch is gone through, for less memory", "N"),
         "optimizer": (OPTIMIZERS, "torch's own", None),
         "lr": (number(0, above=True), "largest learning rate", "X"),
@@ -238,20 +274,21 @@ def _table() -> dict[str, Option]:
         "lr_end": (number(0, 1, up_to=True), "share of --lr left at the last step", "X"),
         "warmup": (whole(0), "steps over which the learning rate rises", "N"),
         "betas": (several(number(0, 1), 2), "of the optimiser", "X,X"),
-        "weight_decay": (number(0), "of the networks' convolutions", "X"),
+        "weight_decay": (number(0), "of the networks' weights", "X"),
         "clip": (number(0), "largest gradient norm, 0 for any", "X"),
         "ema": (number(0, 1), "averaging of the weights, 0 for none", "X"),
         "precision": (PRECISIONS, "of the networks; all else is float32", None),
         "flip": (None, "mirror each training image left-right with probability one half", None),
         "validate_every": (whole(1), "steps between validations", "N"),
-        "validation_draws": (whole(1), "dequantisation draws per validation image", "N"),
+        "validation_draws": (whole(1), "dequantisation draws per image or row in validation", "N"),
         "patience": (whole(1), "validations without a new best that end the run", "N"),
         "log_every": (whole(1), "steps per line of metrics.jsonl", "N"),
         "seed": (whole(0), "of weights, data order, noise and dropout", "N"),
     }
     words = {"lr_end": "0, exponential 0.01"}
     for option, (kind, text, metavar) in kinds.items():
-        rest = {"default": recipe[option], "shown": words.get(option)}
+        rest = {"default": recipe[option], "shown": words.get(option), "table": _TABLE_RECIPE.get(option)}
+        rest["of"] = images if option == "flip" else None
         if isinstance(kind, tuple):
             choice(how, option, text, kind, **rest)
         else:
@@ -284,11 +321,20 @@ GLOW_ARGUMENTS = {
 def merged(given: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
     """What was asked for: the command line's word before the file's, and that before the preset's.
 
-    Options that nobody gave, and those given as None, are left out.
+    Options that nobody gave, and those given as None, are left out; but for a new run on a table those are in whose
+    defaults are not what they are for images.
     """
     layers = {**file, **given}
     layers = {**PRESETS.get(layers.get("preset") or "", {}), **layers}
+    if layers.get("resume") is None and is_table(layers.get("data"), layers.get("model")):
+        layers = {**{option.name: option.table for option in TRAIN.values() if option.table is not None}, **layers}
     return {option: value for option, value in layers.items() if value is not None}
+
+
+def foreign(options: Any, of: str) -> list[str]:
+    """The flags of options that are only for the other kind of data than ``of`` and ask for something."""
+    others = (option for option in TRAIN.values() if option.of not in (None, of))
+    return [option.flag for option in others if getattr(options, option.name) not in (None, option.default)]
 
 
 def as_text(asked: Mapping[str, Any], form: str) -> str:

@@ -18,8 +18,8 @@ class RunFolder:
 
     ``metrics.jsonl`` holds one JSON object per logged step and nothing that differs between two equal runs;
     ``timing.jsonl`` the clock; ``config.json`` what was asked for; ``model.safetensors`` the flow to use (best averaged
-    weights); ``checkpoint.safetensors`` everything that ``--resume`` needs; ``loss.png``, ``samples.png`` and
-    ``interpolation.png`` pictures; ``tensorboard`` what ``--tensorboard`` wrote.
+    weights); ``checkpoint.safetensors`` everything that ``--resume`` needs; ``loss.png``, ``samples.png``,
+    ``corner.png`` (of a table) and ``interpolation.png`` pictures; ``tensorboard`` what ``--tensorboard`` wrote.
 
     Nothing is read or made before it is asked for.
     """
@@ -33,6 +33,7 @@ class RunFolder:
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.loss = self.path / "loss.png"
         self.samples = self.path / "samples.png"
+        self.corner = self.path / "corner.png"
         self.interpolation = self.path / "interpolation.png"
         self.tensorboard = self.path / "tensorboard"
 
@@ -91,8 +92,8 @@ class RunFolder:
         """
         if self.metrics_size() > size:
             os.truncate(self.metrics, size)
-        for name in (self.checkpoint.name, self.model.name, self.config.name, self.loss.name, self.samples.name):
-            remove_unfinished(self.path / name)
+        for file in (self.checkpoint, self.model, self.config, self.loss, self.samples, self.corner):
+            remove_unfinished(file)
 
     def history(self) -> list[dict[str, Any]]:
         """The entries of ``metrics.jsonl``, an unfinished last line (of a killed process) left out."""
@@ -152,6 +153,11 @@ def check_config(config: Any, where: object) -> dict[str, Any]:
             "stream": lambda v: v is None or isinstance(v, bool),
             "split_seed": is_whole,
             "classes": lambda v: v is None or several(v, word),
+            "kind": word,
+            "columns": lambda v: v is None or several(v, word),
+            "context": lambda v: v is None or several(v, word),
+            "header": lambda v: v is None or isinstance(v, bool),
+            "missing": word,
         },
     )
     wrong = wrong or fits(

@@ -106,7 +106,7 @@ def as_samples(data: Data, flow: Flow, what: str = "data", *, streams: bool = Fa
 
 def batch_loss(flow: Flow, samples: Tensor, context: Tensor | None, noise: Tensor | None) -> Tensor:
     """The training loss, a scalar: bits per dimension of images with ``batch_noise``, nats of anything else."""
-    if is_image_flow(flow):
+    if is_image_flow(flow) or dequantizes(flow):
         return flow.nll(samples, context, noise=noise)
     return flow.nll(samples, context)
 
@@ -114,14 +114,20 @@ def batch_loss(flow: Flow, samples: Tensor, context: Tensor | None, noise: Tenso
 def batch_noise(
     flow: Flow, samples: Tensor, generator: torch.Generator | None, rows: tuple[int, int] | None = None
 ) -> Tensor | None:
-    """The dequantisation noise of images (see ``ImageFlow.noise``), one draw per batch; None for anything else."""
-    if is_image_flow(flow) and not samples.is_floating_point():
+    """The dequantisation noise of images (see ``ImageFlow.noise``) or of whole numbers in the columns of a table (see
+    ``TableFlow.noise``), one draw per batch; None for anything else."""
+    if (is_image_flow(flow) and not samples.is_floating_point()) or dequantizes(flow):
         return flow.noise(samples, generator=generator, rows=rows)
     return None
 
 
 def is_image_flow(flow: Any) -> bool:
     return hasattr(flow, "bits_per_dim")
+
+
+def dequantizes(flow: Any) -> bool:
+    """Whether it is over a table with columns of whole numbers."""
+    return getattr(flow, "dequantizes", False)
 
 
 def unit_of(flow: Any) -> str:

@@ -16,7 +16,7 @@ from .recipe import PRECISIONS, GlowShape, auto_levels
 from .run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from ..nn import ImageFlow
+    from ..nn import Flow, ImageFlow
 
 # The cut into train, validation and test does not follow --seed: runs with different seeds share one test part.
 SPLIT_SEED = 0
@@ -134,13 +134,16 @@ def using(what: object) -> Iterator[None]:
         raise TrainingError(f"the flow of {what} cannot be used: {error}") from error
 
 
-def open_run(path: str | os.PathLike[str], device: torch.device) -> tuple[ImageFlow, RunFolder | None, dict[str, Any]]:
+def open_run(
+    path: str | os.PathLike[str], device: torch.device, kind: type[Flow] | None = None
+) -> tuple[Any, RunFolder | None, dict[str, Any]]:
     """The flow of a run (or of a single ``.safetensors`` file), its folder and its configuration (else None and {}).
 
     Raises:
-        TrainingError: there is no run, or what is there is no image flow. CheckpointError: the file is damaged.
+        TrainingError: there is no run, or what is there is no flow of this kind (None: of images). CheckpointError: the
+            file is damaged.
     """
-    from ..nn import ImageFlow, load
+    from ..nn import ImageFlow, TableFlow, load
 
     path = Path(path)
     folder, config = None, {}
@@ -156,8 +159,10 @@ def open_run(path: str | os.PathLike[str], device: torch.device) -> tuple[ImageF
     elif path.name == RunFolder(path.parent).checkpoint.name:
         raise TrainingError(f"{path} is for --resume: give {path.parent} or its {RunFolder(path.parent).model.name}")
     flow = load(file)
-    if not isinstance(flow, ImageFlow):
-        raise TrainingError(f"{file} holds a {type(flow).__name__}, which is not a flow of images")
+    kind = ImageFlow if kind is None else kind
+    if not isinstance(flow, kind):
+        what = "over a table" if kind is TableFlow else "of images"
+        raise TrainingError(f"{file} holds a {type(flow).__name__}, which is not a flow {what}")
     # Buffers may well hold infinities (masks); weights never.
     bad = sum(int((~torch.isfinite(weight)).sum()) for weight in flow.parameters())
     if bad:

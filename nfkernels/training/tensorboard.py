@@ -23,7 +23,9 @@ _DRAWN = 16
 # Entries of metrics.jsonl by what TensorBoard calls them.
 _TAGS = {
     "bpd": "loss/training",
+    "nll": "loss/training",
     "validation_bpd": "loss/validation",
+    "validation_nll": "loss/validation",
     "lr": "lr",
     "gradient_norm": "gradient norm",
     "skipped": "skipped steps",
@@ -50,6 +52,8 @@ class Board:
         device: to draw the samples on.
         reporter: the other.
     """
+
+    _kind: type | None = None  # of the flow, as ``session.open_run`` takes it
 
     def __init__(self, folder: RunFolder, device: torch.device, reporter: Reporter) -> None:
         self._writer_of = need_tensorboard().SummaryWriter
@@ -90,9 +94,12 @@ class Board:
     def _draw(self, step: int) -> None:
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # a flow that is loaded draws weights first
-            flow, _, config = session.open_run(self._folder.path, self._device)
+            flow, _, config = session.open_run(self._folder.path, self._device, self._kind)
             with session.using(self._folder.path), session.computing(session.precision_of(config), self._device):
-                images = draw(flow, _DRAWN, session.class_names(flow, config), None, 1.0, 0)
+                self._add_samples(flow, config, step)
+
+    def _add_samples(self, flow: Any, config: dict[str, Any], step: int) -> None:
+        images = draw(flow, _DRAWN, session.class_names(flow, config), None, 1.0, 0)
         images = images[:, : 3 if images.shape[1] >= 3 else 1].float() / max(flow.grey_levels - 1, 1)
         count, depth, height, width = images.shape
         side = math.isqrt(count)

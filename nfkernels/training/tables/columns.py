@@ -1,0 +1,265 @@
+"""From what a file holds to what a flow is trained on: each column looked at, told of, and cut into parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from ..data.image_data import DataError, part_size
+from ..data.table import RawTable, read_table
+
+_LEAST_ROWS = 10
+_MOST_VALIDATION = 10_000  # rows: enough to tell models apart, and gone through at every validation
+_LARGEST, _SMALLEST = 1e30, 1e-30  # of what float32 can hold, with room for sums
+_EXACT = 2**53  # whole numbers that float64 tells apart
+_PEAK = 0.05  # share of the rows with one value from which a density makes little sense
+_FAR = 1e3  # standard deviations from zero beyond which float32 rounds too much
+_LISTED = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of a table; the fields are those of ``nn.TableFlow``, and ``None`` where they do not apply."""
+
+    name: str
+    kind: str
+    context: bool = False
+    shift: float | None = None
+    scale: float | None = None
+    step: float | None = None
+    origin: float | None = None
+    value: float | None = None
+
+    def facts(self) -> dict[str, Any]:
+        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """One part of a table: ``values`` `[N, D]` and ``context`` `[N, C]` or None, in data units, on the CPU.
+
+    Both float32, or float64 where float32 would round away what the columns differ in. ``index`` `[N]`: which rows of
+    the file they are, counted from 0.
+    """
+
+    values: Tensor
+    context: Tensor | None
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def samples(self) -> Tensor | tuple[Tensor, Tensor]:
+        """What ``fit`` takes."""
+        return self.values if self.context is None else (self.values, self.context)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Table:
+    """A table that was looked at.
+
+    Args:
+        name: what reports call it.
+        columns: all of them, in the file's order.
+        train, validation, test: its parts.
+        notes: sentences about what was found and done.
+        named: whether the column names are the file's own.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    train: Rows
+    validation: Rows
+    test: Rows
+    notes: tuple[str, ...]
+    named: bool
+
+    @property
+    def data(self) -> list[Column]:
+        return [column for column in self.columns if column.kind != "constant" and not column.context]
+
+    @property
+    def conditions(self) -> list[Column]:
+        return [column for column in self.columns if column.kind != "constant" and column.context]
+
+
+def load_table(
+    source: str | os.PathLike[str],
+    *,
+    columns: Sequence[str] | None = None,
+    context: Sequence[str] = (),
+    header: bool | None = None,
+    missing: str = "refuse",
+    seed: int = 0,
+) -> Table:
+    """Reads a table, looks at its columns and cuts it into train, validation and test (a tenth each for these two, at
+    most 10,000 rows to validate), the same for the same seed.
+
+    Shift and scale of a column are mean and standard deviation of the training part.
+
+    Args:
+        source: see ``read_table``; so ``header``.
+        columns: the columns to model, None for all but the context.
+        context: the columns that are conditions.
+        missing: rows with a missing value are an error (``"refuse"``) or left out (``"drop"``).
+        seed: of the cut.
+
+    Raises:
+        DataError: what ``read_table`` raises; rows with missing values; infinite or too large values; fewer than ten
+            rows; no column that varies.
+    """
+    context = list(dict.fromkeys(context))
+    wanted = None if columns is None else list(dict.fromkeys([*columns, *context]))
+    raw = read_table(source, columns=wanted, header=header)
+    if columns is None and context:
+        _refuse_unknown(source, raw, context)
+    values, notes = complete(source, raw, missing)
+    kept = torch.from_numpy(numpy.flatnonzero(~numpy.isnan(raw.values).any(1)))
+    if len(values) < _LEAST_ROWS:
+        rows = f"{len(values)} row{'s' * (len(values) != 1)}"
+        raise DataError(f"{source} has {rows} to use: at least {_LEAST_ROWS} are needed to train, validate and test on")
+    kinds = [_column(source, name, values[:, at], name in context) for at, name in enumerate(raw.names)]
+    tenth = part_size(0.1, len(values), "test")
+    sizes = [len(values) - tenth - min(tenth, _MOST_VALIDATION), min(tenth, _MOST_VALIDATION), tenth]
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
+    parts = order.split(sizes)
+    train = values[parts[0].numpy()]
+    found = [_scaled(source, column, train[:, at]) for at, column in enumerate(kinds)]
+    if all(column.kind == "constant" or column.context for column in found):
+        what = "every column is constant or context" if context else "every column is constant"
+        raise DataError(f"{source}: {what}, which leaves nothing to model")
+    dtype = torch.float64 if is_far([column.facts() for column in found]) else torch.float32
+    notes += _told(raw, values, found)
+    cut = (_rows(values[part.numpy()], found, dtype, kept[part]) for part in parts)
+    return Table(raw.name, tuple(found), *cut, tuple(notes), raw.named)
+
+
+def is_far(columns: Sequence[dict[str, Any]]) -> bool:
+    """Whether a column is so far from zero, in its own standard deviations, that rows have to be float64."""
+    return any(abs(column["shift"]) > _FAR * column["scale"] for column in columns if column["kind"] != "constant")
+
+
+def complete(source: object, raw: RawTable, missing: str) -> tuple[numpy.ndarray, list[str]]:
+    """The rows without a missing value, and what there is to tell. ``DataError`` where they are to be refused, or for
+    infinite values."""
+    values = raw.values
+    for at, name in enumerate(raw.names):
+        infinite = numpy.isinf(values[:, at])
+        if infinite.any():
+            count, first = int(infinite.sum()), int(infinite.argmax()) + 1
+            raise DataError(
+                f"{source}: column {name!r} has {count} infinite value{'s' * (count != 1)}, the first in row {first}: "
+                "take these rows out, or the column (--columns)"
+            )
+    gone = numpy.isnan(values)
+    rows = gone.any(1)
+    if not rows.any():
+        return values, []
+    counts = {name: int(count) for name, count in zip(raw.names, gone.sum(0)) if count}
+    where = ", ".join(f"{name}: {count}" for name, count in list(counts.items())[:_LISTED])
+    where += ", ..." if len(counts) > _LISTED else ""
+    count = int(rows.sum())
+    told = f"{count} of {len(values)} rows"
+    if missing == "refuse":
+        raise DataError(
+            f"{source}: {told} lack a value ({where}): give --missing drop to leave these rows out, or --columns "
+            "without such columns"
+        )
+    return values[~rows], [f"{told} lack a value and were left out ({where})"]
+
+
+def _refuse_unknown(source: object, raw: RawTable, context: Sequence[str]) -> None:
+    for name in context:
+        if name not in raw.names:
+            listed = ", ".join(raw.names[:_LISTED]) + (", ..." if len(raw.names) > _LISTED else "")
+            raise DataError(f"--context {name}: {source} has no such column; its columns are {listed}")
+
+
+def _column(source: object, name: str, values: numpy.ndarray, context: bool) -> Column:
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return Column(name, "constant", context, value=low)
+    if max(abs(low), abs(high)) > _LARGEST:
+        raise DataError(f"{source}: column {name!r} has values up to {max(abs(low), abs(high)):.3g}: rescale it")
+    if context or max(abs(low), abs(high)) >= _EXACT or not (values == numpy.floor(values)).all():
+        return Column(name, "real", context)
+    differences = numpy.unique(values) - low
+    step = float(numpy.gcd.reduce(differences.astype(numpy.int64)))
+    return Column(name, "integer", context, step=step, origin=low % step)
+
+
+def _scaled(source: object, column: Column, values: numpy.ndarray) -> Column:
+    """With shift and scale, of the training part, as float32 holds them."""
+    if column.kind == "constant":
+        return column
+    # Noise of a step's width has a variance of its own.
+    scale = math.sqrt(float(values.var()) + (column.step or 0.0) ** 2 / 12)
+    if scale < _SMALLEST:
+        few = "one value in all rows but a few" if values.min() == values.max() else "values that hardly differ"
+        raise DataError(f"{source}: column {column.name!r} has {few}: leave it out (--columns) or rescale it")
+    shift, scale = (float(numpy.float32(number)) for number in (values.mean(), scale))
+    return dataclasses.replace(column, shift=shift, scale=scale)
+
+
+def _rows(values: numpy.ndarray, columns: list[Column], dtype: torch.dtype, index: Tensor) -> Rows:
+    def part(context: bool) -> Tensor:
+        places = [at for at, c in enumerate(columns) if c.kind != "constant" and c.context == context]
+        return torch.from_numpy(values[:, places]).to(dtype).contiguous()
+
+    condition = part(True)
+    return Rows(part(False), condition if condition.shape[1] else None, index)
+
+
+# --- what there is to tell ------------------------------------------------------------------------------------------
+
+
+def _told(raw: RawTable, values: numpy.ndarray, columns: list[Column]) -> list[str]:
+    notes = []
+    constant = [f"{c.name} = {c.value:g}" for c in columns if c.kind == "constant"]
+    if constant:
+        notes.append(f"constant, so not modelled but put back into samples: {_listed(constant)}")
+    whole = [c.name if c.step == 1 else f"{c.name} (in steps of {c.step:g})" for c in columns if c.kind == "integer"]
+    if whole:
+        notes.append(f"whole numbers, trained on with uniform noise and rounded in samples: {_listed(whole)}")
+    for at, column in enumerate(columns):
+        if column.kind == "integer" and (values[:, at] == values[0, at] + numpy.arange(len(values))).all():
+            notes.append(f"{column.name} counts the rows: such a column is best left out (--columns)")
+        if column.kind == "real" and not column.context:
+            each, counts = numpy.unique(values[:, at], return_counts=True)
+            if counts.max() > max(_PEAK * len(values), 2):
+                share, peak = counts.max() / len(values), each[counts.argmax()]
+                notes.append(
+                    f"{share:.0%} of the rows have {column.name} = {peak:g}: a density can be as high as it likes "
+                    "there, which makes its nats look better than they are"
+                )
+    notes += _copies(values, columns)
+    return notes
+
+
+def _copies(values: numpy.ndarray, columns: list[Column]) -> list[str]:
+    """Columns that the others determine: a density over them has no upper bound."""
+    places = [at for at, column in enumerate(columns) if column.kind == "real" and not column.context]
+    if len(places) < 2:
+        return []
+    standard = values[:, places] - values[:, places].mean(0)
+    standard = standard / numpy.maximum(standard.std(0), _SMALLEST)
+    sizes, directions = numpy.linalg.eigh(standard.T @ standard / len(standard))
+    if sizes[0] > 1e-10 or len(values) <= len(places):
+        return []
+    weights = numpy.abs(directions[:, 0])
+    names = [columns[places[at]].name for at in numpy.flatnonzero(weights > 0.1 * weights.max())]
+    return [
+        f"{_listed(names)} determine each other exactly, where a density has no upper bound: leave one of them out "
+        "(--columns)"
+    ]
+
+
+def _listed(words: Sequence[str]) -> str:
+    return ", ".join(words[:_LISTED]) + (f" and {len(words) - _LISTED} more" if len(words) > _LISTED else "")

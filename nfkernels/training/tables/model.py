@@ -1,0 +1,64 @@
+"""The flow that `nfkernels train` builds for a table, from its description."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..errors import TrainingError, is_out_of_memory
+
+if TYPE_CHECKING:
+    from ...nn import Flow, TableFlow
+
+# The class of each kind, its number of layers, and which of these fields of a description it takes.
+_NETWORK = ("layers", "hidden", "depth", "dropout")
+_KINDS = {
+    "nsf": ("NSF", 5, (*_NETWORK, "bins", "bound")),
+    "maf": ("MAF", 5, _NETWORK),
+    "realnvp": ("RealNVP", 8, _NETWORK),
+}
+FIELDS = ("layers", "hidden", "depth", "bins", "bound", "dropout")
+
+
+def describe(kind: str, features: int, context: int, asked: dict[str, Any]) -> dict[str, Any]:
+    """A description, JSON-able, from what was asked for (``FIELDS``). ``TrainingError`` where there can be none."""
+    if isinstance(asked["depth"], tuple):
+        raise TrainingError(f"--depth {','.join(map(str, asked['depth']))}: for a table give one number")
+    if kind == "realnvp" and features < 2:
+        raise TrainingError("--model realnvp needs two columns or more, of which one decides about the other: try nsf")
+    taken = {field: value for field, value in asked.items() if field in _KINDS[kind][2]}
+    taken["layers"] = _KINDS[kind][1] if taken["layers"] is None else taken["layers"]
+    return {"kind": kind, "features": features, "context": context, **taken}
+
+
+def build(description: dict[str, Any], columns: list[dict[str, Any]]) -> TableFlow:
+    """The flow over ``columns`` (see ``TableFlow``). ``TrainingError`` with the model's own sentence where it refuses
+    its arguments."""
+    from ...nn import TableFlow
+
+    try:
+        arguments = dict(description)
+        maker = _maker(arguments.pop("kind"))
+        if arguments["features"] == 1 and description["kind"] == "nsf":  # nothing to couple with
+            arguments["coupling"] = False
+        if not arguments.get("dropout"):
+            arguments.pop("dropout", None)
+        return TableFlow(maker(arguments.pop("features"), **arguments), columns)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise TrainingError(f"a flow for this table cannot be built: {error}") from error
+
+
+def title(description: dict[str, Any]) -> str:
+    """Kind and size in words."""
+    layers = description["layers"]
+    words = f"{_KINDS[description['kind']][0]}: {layers} layer{'s' * (layers != 1)}, networks of {description['depth']}"
+    words += f" x {description['hidden']}"
+    return words + (f", {description['bins']} bins" if "bins" in description else "")
+
+
+def _maker(kind: str) -> Callable[..., Flow]:
+    from ... import models
+
+    return getattr(models, _KINDS[kind][0])
