@@ -7,6 +7,9 @@ from nfkernels import cli
 
 QUICK = ["--depth", "1", "--width", "8", "--steps", "6", "--validate-every", "3", "--log-every", "2", "--threads", "1"]
 
+# The same for a table.
+TABLE = [*QUICK, "--layers", "2", "--bins", "4", "--batch-size", "32"]
+
 
 def refused(capsys, *arguments, status=1):
     """The one sentence on stderr that a mistake gets."""

@@ -5,11 +5,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+from command_line import TABLE
 
 from nfkernels import cli
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "training.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "training.md", ROOT / "docs" / "density.md"]
 
 
 def commands(page):
@@ -23,7 +24,7 @@ def commands(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_is_understood(page):
     printed = commands(page)
-    assert len(printed) >= 8
+    assert len(printed) >= 6
     for words in printed:
         options, unknown = cli._parser().parse_known_args(words)
         assert (options.command, unknown) == (words[0], [])
@@ -34,7 +35,18 @@ def test_the_python_of_the_page_runs(digits_run):
     pytest.importorskip("sklearn")
     Path("runs").mkdir()
     Path("runs/digits-1").symlink_to(digits_run)
-    blocks = re.findall(r"```python\n(.*?)```", PAGES[1].read_text(encoding="utf-8"), re.DOTALL)
+    run_python(PAGES[1])
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_the_python_of_the_page_on_tables_runs(people):
+    pytest.importorskip("sklearn")
+    assert cli.main(["train", "--data", str(people), *TABLE, "--quiet", "--out", "runs/table-1"]) == 0
+    run_python(PAGES[2])
+
+
+def run_python(page):
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
     for block in blocks:
-        exec(compile(block, "docs/training.md", "exec"), {})
+        exec(compile(block, page.name, "exec"), {})

@@ -94,6 +94,7 @@ def corner(
         title = f"{title}\nnot drawn: {told}" if title else f"not drawn: {told}"
     if title:
         figure.suptitle(title, fontsize=10 + count // 3, x=0.02, ha="left")
+    figure.align_labels()
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130 if count < 5 else 110)
 
@@ -113,7 +114,7 @@ def _marginal(panel: Any, axis: Axis, limits: tuple[float, float]) -> None:
 
 def _pair(panel: Any, across: Axis, up: Axis, limits: tuple[float, float], heights: tuple[float, float]) -> None:
     cells = int(numpy.clip(len(across.data) ** 0.5 / 1.5, 16, 48))
-    edges = across.bins(*limits, cells), up.bins(*heights, cells)
+    edges = [_wider(axis.bins(*ends, cells)) for axis, ends in ((across, limits), (up, heights))]
     middles = [(edge[:-1] + edge[1:]) / 2 for edge in edges]
     for x, y, filled in ((across.data, up.data, True), (across.samples, up.samples, False)):
         counts = numpy.histogram2d(x, y, edges)[0] / len(x)
@@ -127,6 +128,12 @@ def _pair(panel: Any, across: Axis, up: Axis, limits: tuple[float, float], heigh
             panel.contour(*middles, density, levels, colors=_SAMPLES, linewidths=1.1)
     panel.set_xlim(*limits)
     panel.set_ylim(*heights)
+
+
+def _wider(edges: numpy.ndarray) -> numpy.ndarray:
+    """Two cells more on either side, out of the picture, so that a contour goes on where the picture ends."""
+    width = edges[1] - edges[0]
+    return numpy.concatenate((edges[0] - width * numpy.array([2, 1]), edges, edges[-1] + width * numpy.array([1, 2])))
 
 
 def _smooth(counts: numpy.ndarray) -> numpy.ndarray:

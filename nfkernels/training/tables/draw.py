@@ -75,7 +75,8 @@ def corner_axes(flow: TableFlow, table: Table, seed: int = 0) -> tuple[list[Axis
     ]
     for at, column in enumerate(conditions(flow)):
         own = context[:, at].double().numpy()
-        axes.append(Axis(f"{column['name']} (given)", own, own))
+        step = 1.0 if (own == numpy.round(own)).all() else 0.0
+        axes.append(Axis(f"{column['name']} (given)", own, own, step))
     return axes[:MOST_COLUMNS], [axis.name for axis in axes[MOST_COLUMNS:]]
 
 

@@ -39,9 +39,7 @@ def build(description: dict[str, Any], columns: list[dict[str, Any]]) -> TableFl
     try:
         arguments = dict(description)
         maker = _maker(arguments.pop("kind"))
-        if arguments["features"] == 1 and description["kind"] == "nsf":  # nothing to couple with
-            arguments["coupling"] = False
-        if not arguments.get("dropout"):
+        if not arguments.get("dropout"):  # not every model has one
             arguments.pop("dropout", None)
         return TableFlow(maker(arguments.pop("features"), **arguments), columns)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
