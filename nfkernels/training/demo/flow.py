@@ -51,7 +51,7 @@ def recipe(steps: int, batch_size: int, seed: int) -> Recipe:
         steps=steps,
         batch_size=batch_size,
         optimizer="adam",
-        lr=5e-3,
+        lr=1e-2,
         schedule="cosine",
         warmup=20,
         weight_decay=0.0,

@@ -11,7 +11,7 @@ from ..recipe import most_threads
 DENSITIES = ("moons", "rings", "checkerboard", "pinwheel")
 VARIABLES = "change-of-variables"
 NAMES = (*DENSITIES, VARIABLES)
-MODELS = {"nsf": "NSF", "realnvp": "RealNVP"}  # by their names in nfkernels.models
+MODELS = {"nsf": "NSF", "realnvp": "RealNVP", "maf": "MAF"}  # by their names in nfkernels.models
 
 
 def demo_name(text: Any) -> str:
