@@ -49,6 +49,8 @@ def cases(target: str):
         yield f"rational_quadratic_spline {name}rows [4096, 64]", rows
         yield f"rational_quadratic_spline {name}{list(image)}", launch.splined(target, image, inverse=inverse)
     yield "autoregressive_conv C=12", launch.convolved(target, (64, 12, 32, 32))
+    yield "autoregressive_inverse D=20, 64 units", launch.undone(target, 512, 20, (64, 64))
+    yield "autoregressive_inverse D=6, many samples", launch.undone(target, 65536, 6, (64, 64))
     yield "dequantize with a logit", launch.dequantized(target, (64, 3, 32, 32))
 
 

@@ -21,6 +21,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 import fake_driver
 from fake_driver import TARGETS, compiling_for
 
+from nfkernels import Degrees
 from nfkernels.reference.affine_coupling import Form, Identity, Layout, Order
 from nfkernels.reference.rational_quadratic_spline import Form as SplineForm
 from nfkernels.reference.scale_map import ScaleMap
@@ -28,6 +29,7 @@ from nfkernels.reference.spline import PRESETS, Spline
 from nfkernels.triton import (
     affine_coupling,
     autoregressive_conv,
+    autoregressive_inverse,
     channel_mix,
     coupling_mix,
     dequantize,
@@ -421,6 +423,46 @@ def test_autoregressive_conv(target):
             assert "BAR.SYNC" in code
             assert "LDG.E.CONSTANT" not in code
             assert ".NC" not in code
+
+
+# --- the inverse of a masked autoregressive layer --------------------------------------------------------------------
+
+
+def undone(target, batch, features, widths, *, m="exp", activation=0, dtype=F32, everything=False):
+    """``everything`` adds contexts, layers added to later ones, and no biases."""
+    layers = [tuple(range(features)) for _ in widths]
+    degrees = Degrees(range(features), [tuple(sorted(d[i % features] for i in range(w)))
+                                        for d, w in zip(layers, widths, strict=True)])  # fmt: skip
+    z = torch.zeros(batch, features, dtype=dtype)
+    per = 2 if MAPS[m].has_scale else 1
+    weights = [z.new_zeros(mask.shape) for mask in degrees.masks(per)]
+    biases = [None if everything else w[:, 0] for w in weights]
+    contexts = [z.new_zeros(batch, w) if everything else None for w in widths]
+    residual = [i - 2 if everything and i % 2 == 0 and i else -1 for i in range(len(widths))]
+    form, *constants = Form(MAPS[m], Layout.scale_shift_interleaved, Order.scale_first, Identity.none, True).pack()
+    given = (z, weights, biases, contexts, degrees.table(z), degrees.passes, activation, residual, not everything)
+    return compiled(target, lambda: autoregressive_inverse.forward(*given, [0, form], constants))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_autoregressive_inverse(target):
+    """It waits after every layer, and reads nothing through the cache that writes do not reach."""
+    for batch, features, widths, options in (
+        (512, 20, (64, 64), {}),
+        (3, 2, (128, 128, 128), {"m": "nflows", "activation": 4, "dtype": F64, "everything": True}),
+        (65536, 6, (64,), {"m": "glow", "activation": 2}),
+    ):
+        (binary,) = undone(target, batch, features, widths, **options)
+        if target in NVIDIA:
+            code = fake_driver.disassembly(binary)
+            assert "BAR.SYNC" in code
+            assert "LDG.E.CONSTANT" not in code
+            assert ".NC" not in code
+
+
+def test_every_form_of_autoregressive_inverse_fits_its_kernel():
+    for activation, m in enumerate(("additive", "glow", "tanh", "softplus", "softclip")):
+        undone("sm_90", 100, 3, (7, 5, 5), m=m, activation=activation, everything=True)
 
 
 # --- the LU composition ----------------------------------------------------------------------------------------------

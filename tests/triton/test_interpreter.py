@@ -20,6 +20,7 @@ HERE = Path(__file__).parent / "interpreted"
 CHECKS = [
     "check_affine_coupling",
     "check_autoregressive_conv",
+    "check_autoregressive_inverse",
     "check_channel_mix",
     "check_coupling_mix",
     "check_dequantize",
