@@ -108,9 +108,9 @@ class MaskedMLP(Recorded, nn.Module):
 
     def weights(self) -> list[tuple[Tensor, Tensor]]:
         """``(weight, bias)`` of every layer, first to last, with zeros where the masks are."""
-        masks = [self.first_mask, *[self.hidden_mask] * len(self.hidden), self.last_mask]
+        cuts = [self.first_cut, *[self.hidden_cut] * len(self.hidden), self.last_cut]
         layers = (self.first, *self.hidden, self.last)
-        return [(torch.where(mask, layer.weight, 0.0), layer.bias) for mask, layer in zip(masks, layers, strict=True)]
+        return [(layer.weight.masked_fill(cut, 0.0), layer.bias) for cut, layer in zip(cuts, layers, strict=True)]
 
     def network(self, z: Tensor, context: Tensor | None) -> dict[str, Any] | None:
         """This network as :func:`nfkernels.ops.autoregressive_inverse` takes it, to invert a layer at ``z``; None where
@@ -189,6 +189,7 @@ def _make_masks(module: MaskedMLP, _: Any) -> None:
     layers = 1 + len(module.hidden)
     module._sees = None if degrees.is_meta else Degrees(degrees.tolist(), [places.tolist()] * layers)
     module.register_buffer("hidden_degrees", places, persistent=False)
-    module.register_buffer("first_mask", places[:, None] > degrees, persistent=False)
-    module.register_buffer("hidden_mask", places[:, None] >= places, persistent=False)
-    module.register_buffer("last_mask", outputs[:, None] >= places, persistent=False)
+    # True where a weight counts 0: filling is one op forth and one back, choosing is two.
+    module.register_buffer("first_cut", places[:, None] <= degrees, persistent=False)
+    module.register_buffer("hidden_cut", places[:, None] < places, persistent=False)
+    module.register_buffer("last_cut", outputs[:, None] < places, persistent=False)

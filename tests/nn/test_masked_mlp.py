@@ -170,11 +170,11 @@ def test_what_lies_beside_a_mask_is_not_looked_at():
     x = torch.randn(3, 4).double()
     before = network(x)
     with torch.no_grad():
-        for layer, mask in ((network.first, network.first_mask), (network.hidden[0], network.hidden_mask)):
-            layer.weight[~mask] = torch.nan
+        for layer, cut in ((network.first, network.first_cut), (network.hidden[0], network.hidden_cut)):
+            layer.weight[cut] = torch.nan
     assert torch.equal(network(x), before)
     network(x).sum().backward()
-    assert network.first.weight.grad[~network.first_mask].abs().max() == 0
+    assert network.first.weight.grad[network.first_cut].abs().max() == 0
 
 
 def test_a_state_brings_its_order():
@@ -183,7 +183,7 @@ def test_a_state_brings_its_order():
     assert not torch.equal(one.degrees, two.degrees)
     two.load_state_dict(one.state_dict())
     assert torch.equal(one(x), two(x))
-    assert torch.equal(one.first_mask, two.first_mask)
+    assert torch.equal(one.first_cut, two.first_cut)
 
 
 def test_saved_it_holds_degrees_and_no_masks(tmp_path):
@@ -193,8 +193,8 @@ def test_saved_it_holds_degrees_and_no_masks(tmp_path):
     loaded = N.load(tmp_path / "made.safetensors")
     x = torch.randn(2, 5).double()
     assert torch.equal(loaded(x), network(x))
-    assert torch.equal(loaded.last_mask, network.last_mask)
-    assert network.first_mask.dtype == torch.bool
+    assert torch.equal(loaded.last_cut, network.last_cut)
+    assert network.first_cut.dtype == torch.bool
 
 
 def test_dropout_acts_in_training_alone():
