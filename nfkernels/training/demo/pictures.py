@@ -44,7 +44,7 @@ def look(path: str | os.PathLike[str], toy: Toy, flow: Flow, data: Tensor, drawn
 
     grid.plot(*style.columns(data[:2000]), ".", color=style.GREY, markersize=3, alpha=0.5, markeredgewidth=0)
     _draw_grid(grid, warped(flow))
-    style.plane(grid, toy.view, "the latent's straight grid")
+    style.plane(grid, toy.view, "the latent's grid, bent")
 
     dots = {"linestyle": "none", "marker": ".", "markersize": 2.6, "markeredgewidth": 0, "alpha": 0.7}
     left.plot(*style.columns(data), color=style.INK, **dots)
