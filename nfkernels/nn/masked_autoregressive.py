@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from ..ops import ScaleMap, Spline, autoregressive_inverse
 from ..ops._library import under_transform
+from ..reference.affine_coupling import compute_dtype
 from .bijection import Bijection, check_channels, check_width, refuse_lengths
 from .conditioning import call_conditioner, takes_context
 from .conv_net import check_precision
+from .in_turn import invert_in_turn
 from .masked_mlp import MaskedMLP
 from .replay import gradients
 from .transforms import AffineTransform, SplineTransform, identity_params
@@ -93,11 +95,12 @@ class MaskedAutoregressive(Bijection):
         made = self._fused(z, context)
         if made is not None:
             return made
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or under_transform():
+        if torch.compiler.is_compiling() or under_transform():
             return self._by_passes(z, context)
-        tensors = [context, *self.parameters()]
-        if not any(t is not None and t.requires_grad for t in (z, *tensors)):
-            return self._by_passes(z, context)
+        tensors = [context, *self.parameters()] if torch.is_grad_enabled() else []
+        if not tensors or not any(t is not None and t.requires_grad for t in (z, *tensors)):
+            with torch.no_grad():
+                return self._in_turn(z, context)
         return _Solved.apply(_Inner(self), z, *tensors)
 
     def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
@@ -114,6 +117,16 @@ class MaskedAutoregressive(Bijection):
         transform = self.transform
         layout = transform.layout.removesuffix("_interleaved")
         return autoregressive_inverse(z, transform=transform.scale_map, order=transform.order, layout=layout, **network)
+
+    def _in_turn(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Without gradients: by passes that compute what is new in each, where the network is known."""
+        network = None
+        if type(self.transform) is SplineTransform and isinstance(self.conditioner, MaskedMLP):
+            network = self.conditioner.network(z, context if self.uses_context else None)
+        if network is None or z.dtype != compute_dtype(z):
+            return self._by_passes(z, context)
+        network.pop("activation")
+        return invert_in_turn(self.transform, z, self.conditioner._act, **network)
 
     def _by_passes(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         degrees = getattr(self.conditioner, "degrees", None)
@@ -212,7 +225,7 @@ class _Solved(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inner: _Inner, z: Tensor, *tensors: Tensor | None):
-        x, logdet = inner.layer._by_passes(z, tensors[0])
+        x, logdet = inner.layer._in_turn(z, tensors[0])
         ctx.save_for_backward(x, z, *tensors)
         ctx.set_materialize_grads(False)
         ctx.inner, ctx.passes = inner, inner.layer.passes

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nfkernels import ScaleMap
+from nfkernels import ScaleMap, Spline
 from nfkernels import nn as N
 
 
@@ -117,6 +117,36 @@ def test_op_and_passes_agree_with_their_gradients():
             fused.conditioner.register_forward_hook(lambda *_: None)
         for a, b in zip(*results):
             torch.testing.assert_close(a, b)
+
+
+SPLINES = {
+    "natural": {},
+    "random": {"order": "random"},
+    "groups": {"passes": 3, "layers": 3},
+    "ties": {"order": torch.tensor([2, 0, 2, 1, 5])},
+    "one pass": {"passes": 1},
+    "one layer": {"layers": 1, "activation": "relu"},
+    "residual": {"residual": True, "layers": 2},
+    "context": {"context_channels": 2, "order": "reversed"},
+    "residual with context": {"residual": True, "context_channels": 2, "activation": "elu"},
+}
+
+
+@pytest.mark.parametrize("form", SPLINES)
+def test_splines_are_inverted_feature_by_feature_without_the_whole_network(form):
+    maf = layer(5, Spline(4), 11, **SPLINES[form])
+    given = (torch.randn(3, 2).double(),) if maf.uses_context else ()
+    calls = []
+    z = torch.randn(3, 5).double()
+    with torch.no_grad():
+        quick = maf.inverse(z, *given)
+        maf.conditioner.register_forward_hook(lambda *_: calls.append(1))
+        slow = maf.inverse(z, *given)
+    assert len(calls) == maf.passes
+    for a, b in zip(quick, slow):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(maf(quick[0], *given)[0], z)
+    assert maf.inverse(z[:0], *(c[:0] for c in given))[0].shape == (0, 5)
 
 
 @pytest.mark.parametrize("by", ["op", "passes"])
