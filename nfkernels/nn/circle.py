@@ -166,10 +166,14 @@ class PeriodicMaskedMLP(Recorded, nn.Module):
         angles = circular_mask(features, circular, "PeriodicMaskedMLP").nonzero()[:, 0]
         # A sine has its angle's place in the order. What would be its own params is left out at the end.
         order = torch.cat([torch.arange(features), angles])
-        self.network = MaskedMLP(len(order), hidden, params_per_feature, order=order, **options)
-        self.periodic = PeriodicFeatures(self.network, features, angles.tolist(), low=low, high=high)
+        network = MaskedMLP(len(order), hidden, params_per_feature, order=order, **options)
+        self.periodic = PeriodicFeatures(network, features, angles.tolist(), low=low, high=high)
         self.features, self.in_channels, self.out_channels = features, features, features * params_per_feature
-        self.context_channels = self.network.context_channels
+        self.context_channels = network.context_channels
+
+    @property
+    def network(self) -> MaskedMLP:
+        return self.periodic.conditioner
 
     @property
     def degrees(self) -> Tensor:

@@ -17,7 +17,7 @@ from .conditioning import call_conditioner, takes_context
 from .conv_net import check_precision
 from .in_turn import invert_in_turn
 from .masked_mlp import MaskedMLP
-from .replay import gradients
+from .replay import call_with, gradients
 from .transforms import AffineTransform, SplineTransform, identity_params
 
 _INTERLEAVED = ("shift_scale_interleaved", "scale_shift_interleaved")
@@ -202,7 +202,7 @@ class _Inner(nn.Module):
 
     def call(self, what: str, tensors: list[Tensor | None], *args: Any) -> Any:
         named = dict(zip(self.names, tensors[1:], strict=True))
-        return torch.func.functional_call(self, named, (what, tensors[0], *args))
+        return call_with(self, named, (what, tensors[0], *args))
 
     def forward(self, what: str, context: Tensor | None, *args: Any) -> Any:
         if what == "passes":

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 RandomState = tuple[Tensor, Tensor | None]
 _thread = threading.local()
@@ -49,3 +49,19 @@ def gradients(
         return [None] * len(inputs)
     out, grads = zip(*pairs, strict=True)
     return list(torch.autograd.grad(out, inputs, grads, allow_unused=True, **options))
+
+
+def call_with(module: nn.Module, tensors: Mapping[str, Tensor], args: Sequence[Any], options: Any = None) -> Any:
+    """``torch.func.functional_call`` with stand-ins for parameters, by the names of ``named_parameters()``.
+
+    Each place of a parameter is told to it once: where a module has two names, torch's own search for them fills its
+    places twice, and afterwards puts the stand-in back where the parameter was.
+    """
+    stand_ins = {p: tensors[name] for name, p in module.named_parameters() if name in tensors}
+    places = {
+        f"{prefix}.{name}" if prefix else name: stand_ins[p]
+        for prefix, part in module.named_modules()
+        for name, p in part._parameters.items()
+        if p is not None and p in stand_ins
+    }
+    return torch.func.functional_call(module, places, tuple(args), options, tie_weights=False)

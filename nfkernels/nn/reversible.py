@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..ops._library import under_transform
 from ..reference.lu_compose import no_autocast
 from .bijection import Bijection, Chain, Inverse
-from .replay import RandomState, gradients, random_state, replaying, set_random_state
+from .replay import RandomState, call_with, gradients, random_state, replaying, set_random_state
 
 Memory = Literal["stored", "reversible"]
 _DIRECTIONS = ("forward", "inverse")
@@ -255,7 +255,7 @@ class _Layers:
         if self._holds(index, self.parameters) and (method == "from_output" or not aliased):
             return _method(layer, method)(*args, **options)
         named = {f"layer.{name}": tensors[place] for name, place in self.places[index].items()}
-        return torch.func.functional_call(_Method(layer, method), named, args, options)
+        return call_with(_Method(layer, method), named, args, options)
 
     @contextlib.contextmanager
     def _as_in_forward(self) -> Iterator[None]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from .replay import call_with
+
 if TYPE_CHECKING:
     from .flow import Flow
 
@@ -57,9 +59,9 @@ def _log_prob_of_fixed(flow: Flow, x: Tensor, context: Tensor | None) -> Tensor:
     """``log q(x)``, in which the flow's parameters count as constants."""
     fixed = {name: p.detach() for name, p in flow.named_parameters(prefix="flow")}
     if context is None or (context := torch.as_tensor(context, device=x.device)).dim() == 0:
-        return torch.func.functional_call(_LogProb(flow), fixed, (x, context))
+        return call_with(_LogProb(flow), fixed, (x, context))
     context = context.repeat(x.shape[0], *[1] * (context.dim() - 1))
-    log_q = torch.func.functional_call(_LogProb(flow), fixed, (x.flatten(0, 1), context))
+    log_q = call_with(_LogProb(flow), fixed, (x.flatten(0, 1), context))
     return log_q.unflatten(0, x.shape[:2])
 
 

@@ -145,3 +145,22 @@ def test_the_page_has_its_numbers_right():
     log_density = -0.5 * grid[:, 0] ** 2 - 2 * (grid[:, 1] - grid[:, 0] ** 2) ** 2
     area = (side[1] - side[0]).item() * 48 / 2399
     assert abs(math.log(log_density.exp().sum().item() * area) - math.log(math.pi)) < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["angles", "layer-twice"])
+def test_gradients_through_samples_leave_the_parameters_in_their_places(kind):
+    """torch.func.functional_call alone puts its stand-ins in their places, where a module is there by two names."""
+    if kind == "angles":
+        flow = models.NSF(3, layers=1, hidden=8, bins=4, coupling=False, circular=[1])
+    else:
+        twice = N.MaskedAutoregressive(3)
+        flow = N.Flow(N.Chain(twice, N.Permutation(3, "reverse"), twice), N.StandardNormal(3))
+    before = dict(flow.named_parameters())
+    for path_gradient in (False, True):
+        flow.reverse_kl(lambda x: -x.square().sum(1), 4, path_gradient=path_gradient).backward()
+    if kind == "angles":  # no module of ours has two names
+        torch.func.functional_call(flow, {name: p.detach() for name, p in before.items()}, (torch.zeros(2, 3),))
+    after = dict(flow.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(after[name] is p and isinstance(p, torch.nn.Parameter) for name, p in before.items())
+    assert any(p.grad.abs().max() > 0 for p in before.values() if p.grad is not None)
