@@ -7,15 +7,13 @@
 
 namespace nf {
 
-#define NF_DECLARE(ISA)                                                        \
-  namespace ISA {                                                              \
-  NF_KERNELS(NF_DECLARE_KERNEL)                                                \
-  void elementary(int, const float*, float*, int64_t);                         \
-  static const Kernels table = {NF_KERNELS(NF_ENTRY) NF_CPU_KERNELS(NF_NONE)}; \
-  }                                                                            \
+#define NF_DECLARE(ISA)                                                                                                \
+  namespace ISA {                                                                                                      \
+  NF_KERNELS(NF_DECLARE_KERNEL) NF_CPU_KERNELS(NF_DECLARE_KERNEL) void elementary(int, const float*, float*, int64_t); \
+  static const Kernels table = {NF_KERNELS(NF_ENTRY) NF_CPU_KERNELS(NF_ENTRY)};                                        \
+  }                                                                                                                    \
   static const Processor processor_##ISA = {#ISA, ISA::elementary, ISA::table};
 #define NF_ENTRY(name, ...) name,
-#define NF_NONE(name, ...) nullptr,
 
 NF_DECLARE(baseline)
 #ifdef NF_HAVE_X86_SETS

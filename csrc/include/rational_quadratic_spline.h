@@ -130,12 +130,13 @@ NF_FN T spline_logit_derivative(T r, const SplineConstants<T>& c) {
   return softclip ? spline_clip_derivative(r * c.prescale, c.half_clip) * c.prescale : c.prescale;
 }
 
-// exp of a logit less the greatest one.
+// exp of a logit less the greatest one. What is smaller than the least normal number beside 1 may be that: a power of
+// two is then one factor.
 NF_FN float spline_exp(float d) {
 #ifdef __CUDA_ARCH__
   return ::expf(d);
 #else
-  return exp_bounded(d < -104.0f ? -104.0f : d);
+  return exp_normal(d < -87.0f ? -87.0f : d);
 #endif
 }
 NF_FN double spline_exp(double d) { return exp_(d); }

@@ -39,12 +39,12 @@ NF_FN float exp_bounded(float x) { return ::expf(x); }
 NF_FN float exp_minus_abs(float x) { return ::expf(-::fabsf(x)); }
 NF_FN float log_(float x) { return ::logf(x); }
 #else
-// exp for x in [-104, 89] or NaN. Contraction to a fused multiply-add is left to the compiler.
-NF_FN float exp_bounded(float x) {
+// exp(x) as p 2^k. Contraction to a fused multiply-add is left to the compiler.
+NF_FN float exp_split(float x, int32_t& k) {
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits
   const float t = x * 1.44269504088896341f + magic;
   const float n = t - magic;
-  const int32_t k = to_bits(t) - 0x4b400000;
+  k = to_bits(t) - 0x4b400000;
   float r = x - n * 0.693359375f;
   r = r - n * -2.12194440e-4f;
   float p = 1.9875691500e-4f;
@@ -53,12 +53,25 @@ NF_FN float exp_bounded(float x) {
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
+  return p * (r * r) + r + 1.0f;
+}
+
+// exp for x in [-104, 89] or NaN.
+NF_FN float exp_bounded(float x) {
+  int32_t k;
+  const float p = exp_split(x, k);
   // 2^k in two factors, so that denormal results and the overflow to infinity come out right. (k of a NaN is any
   // number; p is NaN then. The sums wrap as unsigned numbers do.)
   const int32_t half = k >> 1;
   const uint32_t low = static_cast<uint32_t>(half) + 127u, high = static_cast<uint32_t>(k - half) + 127u;
   return p * from_bits(static_cast<int32_t>(low << 23)) * from_bits(static_cast<int32_t>(high << 23));
+}
+
+// exp for x in [-87, 88] or NaN.
+NF_FN float exp_normal(float x) {
+  int32_t k;
+  const float p = exp_split(x, k);
+  return p * from_bits(static_cast<int32_t>((static_cast<uint32_t>(k) + 127u) << 23));
 }
 
 // The bounds are where the result is infinite or zero already; comparisons keep NaN.
