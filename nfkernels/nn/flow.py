@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .bases import Base
-from .bijection import Bijection, describe_non_finite, reads_values, valid_mask
+from .batches import check_finite, chunked, without_padding
+from .bijection import Bijection
 from .config import Recorded
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Flow(Recorded, nn.Module):
         context = self._embed(context, x)
         if lengths is None:
             return self.bijection(x, context)
-        return self.bijection(_without_padding(x, lengths), context, lengths=lengths)
+        return self.bijection(without_padding(x, lengths), context, lengths=lengths)
 
     # --- density ---
 
@@ -66,9 +67,9 @@ class Flow(Recorded, nn.Module):
         batch_size: int | None = None,
     ) -> Tensor:
         """``log p(x | context) [B]`` in nats. Raises ``ValueError`` for non-finite data (on the CPU only)."""
-        x = x if lengths is None else _without_padding(x, lengths)
+        x = x if lengths is None else without_padding(x, lengths)
         self._check_data(x)
-        return _chunked(self._log_prob, batch_size, x, self._matched(context, x), lengths)
+        return chunked(self._log_prob, batch_size, x, self._matched(context, x), lengths)
 
     def nll(self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
         """The training loss: the batch's mean of ``-log p(x)`` in nats, a scalar."""
@@ -83,9 +84,9 @@ class Flow(Recorded, nn.Module):
         batch_size: int | None = None,
     ) -> Tensor:
         """The latent of x, with gradients."""
-        x = x if lengths is None else _without_padding(x, lengths)
+        x = x if lengths is None else without_padding(x, lengths)
         self._check_data(x)
-        return _chunked(lambda *a: self._run(*a)[0], batch_size, x, self._matched(context, x), lengths)
+        return chunked(lambda *a: self._run(*a)[0], batch_size, x, self._matched(context, x), lengths)
 
     def decode(
         self,
@@ -99,10 +100,10 @@ class Flow(Recorded, nn.Module):
         lengths = self.bijection.lengths_after(lengths)
 
         def inverse(z: Tensor, context: Tensor | None, lengths: Tensor | None) -> Tensor:
-            z = z if lengths is None else _without_padding(z, lengths)
+            z = z if lengths is None else without_padding(z, lengths)
             return self.bijection.inverse(z, self._embed(context, z), lengths=lengths)[0]
 
-        return _chunked(inverse, batch_size, z, self._matched(context, z), lengths)
+        return chunked(inverse, batch_size, z, self._matched(context, z), lengths)
 
     # --- samples ---
 
@@ -216,7 +217,7 @@ class Flow(Recorded, nn.Module):
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None) -> None:
         """Sets what starts from data (ActNorm) from this batch, now; in training mode the first forward does it."""
-        x = x if lengths is None else _without_padding(x, lengths)
+        x = x if lengths is None else without_padding(x, lengths)
         self._check_data(x)
         self.bijection.initialize(x, self._embed(context, x), lengths=lengths)
 
@@ -315,38 +316,10 @@ class Flow(Recorded, nn.Module):
             x, logdet = self.bijection.inverse(z, self._embed(None, z) if context is None else context)
             return x, self.base.log_prob(z) - logdet if density else logdet
 
-        x, log_prob = _chunked(inverse, batch_size, z, context)
+        x, log_prob = chunked(inverse, batch_size, z, context)
         if batch is None:
             return x, log_prob
         return x.unflatten(0, (n, batch)), log_prob.unflatten(0, (n, batch))
 
     def _device(self) -> torch.device:
         return next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0)).device
-
-
-def _without_padding(x: Tensor, lengths: Tensor) -> Tensor:
-    mask = valid_mask(x, lengths)
-    return x if mask is None else torch.where(mask, x, 0.0)
-
-
-def _chunked(function: Callable[..., Any], batch_size: int | None, x: Tensor, *others: Tensor | None) -> Any:
-    """``function(x, *others)`` over chunks of the first axis; a tensor or a tuple of tensors, put together again."""
-    if batch_size is None or x.shape[0] <= batch_size:
-        return function(x, *others)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    pieces = (
-        [v if v is None or v.shape[0] == 1 else v[i : i + batch_size] for v in (x, *others)]
-        for i in range(0, x.shape[0], batch_size)
-    )
-    parts = [function(*piece) for piece in pieces]
-    if isinstance(parts[0], tuple):
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
-    return torch.cat(parts)
-
-
-def check_finite(x: Tensor) -> None:
-    """Counts and names what is NaN or infinite, on the CPU only: elsewhere it would wait for the device."""
-    found = describe_non_finite(x) if reads_values(x) else None
-    if found is not None:
-        raise ValueError(found)

@@ -12,8 +12,9 @@ from ..ops import dequantize, philox_uniform
 from ..reference.affine_coupling import compute_dtype
 from ..reference.dequantize import _LARGEST, _unit
 from .bases import Base
+from .batches import chunked
 from .bijection import Bijection, reads_values, zero_logdet
-from .flow import Flow, _chunked
+from .flow import Flow
 
 
 class ImageFlow(Flow):
@@ -254,10 +255,10 @@ class ImageFlow(Flow):
 
         noise = [self.noise(images, generator=generator) for _ in range(count)]
         if count == 1:
-            return _chunked(weigh, batch_size, images, noise[0], context)[None]
-        if context is not None:
+            return chunked(weigh, batch_size, images, noise[0], context)[None]
+        if context is not None and context.shape[0] > 1:  # one is that of all
             context = context.repeat(count, *[1] * (context.dim() - 1))
-        weights = _chunked(weigh, batch_size, images.repeat(count, 1, 1, 1), torch.cat(noise), context)
+        weights = chunked(weigh, batch_size, images.repeat(count, 1, 1, 1), torch.cat(noise), context)
         return weights.unflatten(0, (count, len(images)))
 
     def _bits(self, log_prob: Tensor) -> Tensor:

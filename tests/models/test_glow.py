@@ -258,7 +258,7 @@ def test_training_mode_does_not_wait_for_the_device():
     flow = glow(classes=3).train()
     data, y = images(flow), labels(flow)
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("linear_bijection", "flow", "image_flow", "squeeze", "bijection"):
+        for module in ("linear_bijection", "batches", "image_flow", "squeeze", "bijection"):
             patch.setattr(f"nfkernels.nn.{module}.reads_values", lambda x: False)
         patch.setattr("nfkernels.models.glow.reads_values", lambda x: False)
         for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"):

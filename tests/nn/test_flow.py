@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nfkernels import nn as N
+from nfkernels.models import Glow
 
 
 def tabular(context=0, embed=None, seed=0):
@@ -318,3 +319,17 @@ def test_samples_embed_a_context_once():
     assert seen == [3]
     for i in range(6):
         torch.testing.assert_close(log_prob[i], flow.log_prob(x[i], context), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{"draws": 2}, {"importance_samples": 5}, {"importance_samples": 5, "batch_size": 2}]
+)
+def test_one_label_for_all_images(options):
+    torch.manual_seed(0)
+    flow = Glow((1, 4, 4), levels=1, steps=1, hidden=4, classes=3).eval()
+    images = torch.randint(0, 256, (5, 1, 4, 4), dtype=torch.uint8)
+    found = [
+        flow.bits_per_dim(images, torch.tensor(labels), generator=torch.Generator().manual_seed(0), **options)
+        for labels in ([1], [1] * 5)
+    ]
+    torch.testing.assert_close(*found)

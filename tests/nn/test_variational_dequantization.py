@@ -388,7 +388,7 @@ def test_training_does_not_wait_for_the_device():
     data = images(flow)
     flow.nll(data)
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("linear_bijection", "flow", "image_flow", "squeeze", "bijection"):
+        for module in ("linear_bijection", "batches", "image_flow", "squeeze", "bijection"):
             patch.setattr(f"nfkernels.nn.{module}.reads_values", lambda x: False)
         for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"):
             patch.setattr(torch.Tensor, name, lambda *_: pytest.fail("a host read"))
