@@ -229,6 +229,8 @@ def _table() -> dict[str, Option]:
     row(where, "workers", whole(0, 1024), text, of=images)
     row(where, "columns", several(name), "of a table, those to model (default: all)", "A[,B...]", of=tables)
     row(where, "context", several(name), "columns of a table to condition the others on", "A[,B...]", of=tables)
+    text = "columns that are angles, of period 2 pi or another, as in phi,hour=24: for --model nsf"
+    row(where, "circular", several(name), text, "A[=P],...", of=tables)
     text = "whether the first line of a CSV file holds names (default: if one of its cells is no number)"
     row(where, "header", None, text, of=tables)
     text = "rows of a table that lack a value: an error, or left out"

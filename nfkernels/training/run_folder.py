@@ -156,6 +156,7 @@ def check_config(config: Any, where: object) -> dict[str, Any]:
             "kind": word,
             "columns": lambda v: v is None or several(v, word),
             "context": lambda v: v is None or several(v, word),
+            "circular": lambda v: v is None or several(v, word),
             "header": lambda v: v is None or isinstance(v, bool),
             "missing": word,
         },

@@ -91,6 +91,36 @@ def test_a_single_column(capsys, people, columns):
     assert "needs two columns or more" in error
 
 
+def test_angles_come_back_within_their_period(capsys):
+    random = numpy.random.default_rng(0)
+    phi, hour = random.vonmises(3.0, 2.0, 200), random.integers(20, 27, 200) % 24
+    rows = zip(phi, hour, random.normal(size=200), strict=True)
+    Path("t.csv").write_text("\n".join(["phi,hour,x", *(f"{a:.6g},{b},{c:.6g}" for a, b, c in rows)]))
+    angles = ["--data", "t.csv", "--circular", "phi,hour=24"]
+    assert cli.main(["train", *angles, *TABLE, "--quiet", "--out", "run"]) == 0
+    assert (
+        "note   angles, of which the two ends are one: phi (period 6.28319), hour (period 24)"
+        in capsys.readouterr().out
+    )
+    assert cli.main(["sample", "run", "--count", "500", "--temperature", "2"]) == 0
+    drawn = read_table("run/samples.csv").values
+    assert -numpy.pi <= drawn[:, 0].min() < drawn[:, 0].max() <= numpy.pi
+    assert set(drawn[:, 1]) <= set(range(24))
+    flow = Flow.load("run/model.safetensors")
+    x = torch.tensor([[1.0, 3.0, 0.0]])
+    turned = flow.log_prob(x + torch.tensor([[2 * numpy.pi, -24.0, 0.0]]).float())
+    torch.testing.assert_close(turned, flow.log_prob(x), rtol=0, atol=1e-4)
+    assert cli.main(["train", "--resume", "run", "--circular", "phi,hour=24", "--quiet"]) == 0
+    assert "--circular phi differs from the run's phi,hour=24" in refused(
+        capsys, "train", "--resume", "run", "--circular", "phi"
+    )
+    assert "--circular needs --model nsf" in refused(capsys, "train", *angles, "--model", "maf")
+    assert "has no column 'q' to model" in refused(capsys, "train", "--data", "t.csv", "--circular", "q")
+    assert "expected a positive period" in refused(capsys, "train", "--data", "t.csv", "--circular", "phi=x")
+    sentence = refused(capsys, "train", "--data", "t.csv", "--circular", "phi", "--context", "phi")
+    assert "phi is a condition" in sentence
+
+
 def test_resume_finishes_what_was_stopped(capsys, monkeypatch, people):
     assert cli.main(["train", "--data", str(people), *TABLE, "--out", "straight"]) == 0
     real = commands.fit

@@ -81,14 +81,13 @@ def _names(path: Path, first: list[str] | None, header: bool | None) -> tuple[li
 
 def _quickly(file: TextIO, separator: str | None, named: bool, places: list[int] | None) -> numpy.ndarray | None:
     """By numpy's own parser; None where that finds anything but numbers."""
-    lines = (line for line in file if line.strip())
     if named:
-        next(_rows(lines, separator), None)
+        next(_rows(file, separator), None)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             return numpy.loadtxt(
-                lines, delimiter=separator, comments=None, quotechar='"', usecols=places, ndmin=2, dtype=numpy.float64
+                file, delimiter=separator, comments=None, quotechar='"', usecols=places, ndmin=2, dtype=numpy.float64
             )
     except (ValueError, UserWarning):  # with the warning that there is no line
         return None

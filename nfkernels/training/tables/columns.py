@@ -26,7 +26,10 @@ _LISTED = 8
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column of a table; the fields are those of ``nn.TableFlow``, and ``None`` where they do not apply."""
+    """A column of a table; the fields are those of ``nn.TableFlow``, and ``None`` where they do not apply.
+
+    An angle has a ``period``: its values lie within half of it to either side of ``shift``, and become -pi to pi.
+    """
 
     name: str
     kind: str
@@ -36,6 +39,7 @@ class Column:
     step: float | None = None
     origin: float | None = None
     value: float | None = None
+    period: float | None = None
 
     def facts(self) -> dict[str, Any]:
         return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
@@ -95,6 +99,7 @@ def load_table(
     *,
     columns: Sequence[str] | None = None,
     context: Sequence[str] = (),
+    circular: Sequence[str] = (),
     header: bool | None = None,
     missing: str = "refuse",
     seed: int = 0,
@@ -108,6 +113,8 @@ def load_table(
         source: see ``read_table``; so ``header``.
         columns: the columns to model, None for all but the context.
         context: the columns that are conditions.
+        circular: the columns that are angles: names, or ``name=period`` where that is not 2 pi. Their values are taken
+            modulo the period, into 0 to the period where none is negative, else into half a period around 0.
         missing: rows with a missing value are an error (``"refuse"``) or left out (``"drop"``).
         seed: of the cut.
 
@@ -125,7 +132,11 @@ def load_table(
     if len(values) < _LEAST_ROWS:
         rows = f"{len(values)} row{'s' * (len(values) != 1)}"
         raise DataError(f"{source} has {rows} to use: at least {_LEAST_ROWS} are needed to train, validate and test on")
+    values = values.copy()
     kinds = [_column(source, name, values[:, at], name in context) for at, name in enumerate(raw.names)]
+    for name, period in _periods(source, raw.names, circular, context).items():
+        at = raw.names.index(name)
+        kinds[at], values[:, at] = _angle(kinds[at], values[:, at], period)
     tenth = part_size(0.1, len(values), "test")
     sizes = [len(values) - tenth - min(tenth, _MOST_VALIDATION), min(tenth, _MOST_VALIDATION), tenth]
     order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
@@ -195,10 +206,41 @@ def _column(source: object, name: str, values: numpy.ndarray, context: bool) -> 
     return Column(name, "integer", context, step=step, origin=low % step)
 
 
+def _periods(source: object, names: Sequence[str], circular: Sequence[str], context: Sequence[str]) -> dict[str, float]:
+    periods = {}
+    for given in circular:
+        name, equals, number = given.partition("=")
+        if name not in names:
+            raise DataError(f"--circular {given}: {source} has no column {name!r} to model; it has {_listed(names)}")
+        if name in context:
+            raise DataError(f"--circular {given}: {name} is a condition; give its sine and cosine as columns instead")
+        try:
+            period = float(number) if equals else 2 * math.pi
+        except ValueError:
+            period = math.nan
+        if not 0 < period < _LARGEST:
+            raise DataError(f"--circular {given}: expected a positive period after the name, such as {name}=360")
+        periods[name] = period
+    return periods
+
+
+def _angle(column: Column, values: numpy.ndarray, period: float) -> tuple[Column, numpy.ndarray]:
+    if column.kind == "constant":
+        return column, values
+    low = 0.0 if values.min() >= 0 else -period / 2
+    return dataclasses.replace(column, shift=low + period / 2, period=period), wrapped(values, low, period)
+
+
+def wrapped(values: numpy.ndarray, low: float, period: float) -> numpy.ndarray:
+    return numpy.mod(values - low, period) + low
+
+
 def _scaled(source: object, column: Column, values: numpy.ndarray) -> Column:
     """With shift and scale, of the training part, as float32 holds them."""
     if column.kind == "constant":
         return column
+    if column.period is not None:
+        return dataclasses.replace(column, scale=float(numpy.float32(column.period / (2 * math.pi))))
     # Noise of a step's width has a variance of its own.
     scale = math.sqrt(float(values.var()) + (column.step or 0.0) ** 2 / 12)
     if scale < _SMALLEST:
@@ -228,6 +270,9 @@ def _told(raw: RawTable, values: numpy.ndarray, columns: list[Column]) -> list[s
     whole = [c.name if c.step == 1 else f"{c.name} (in steps of {c.step:g})" for c in columns if c.kind == "integer"]
     if whole:
         notes.append(f"whole numbers, trained on with uniform noise and rounded in samples: {_listed(whole)}")
+    turns = [f"{c.name} (period {c.period:g})" for c in columns if c.period is not None]
+    if turns:
+        notes.append(f"angles, of which the two ends are one: {_listed(turns)}")
     for at, column in enumerate(columns):
         if column.kind == "integer" and (values[:, at] == values[0, at] + numpy.arange(len(values))).all():
             notes.append(f"{column.name} counts the rows: such a column is best left out (--columns)")

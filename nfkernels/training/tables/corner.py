@@ -38,6 +38,10 @@ class Axis:
         margin = max(0.04 * (high - low), self.step)
         return float(low - margin), float(high + margin)
 
+    def has_bars(self, edges: numpy.ndarray) -> bool:
+        """Whether every cell between ``edges`` is one whole number."""
+        return bool(self.step) and bool(numpy.isclose(edges[1] - edges[0], self.step))
+
     def bins(self, low: float, high: float, wanted: int) -> numpy.ndarray:
         """Edges; around whole numbers where there are few, so that no bar holds more of them than its neighbour."""
         if self.step and (high - low) / self.step <= _FEW:
@@ -118,7 +122,7 @@ def _pair(panel: Any, across: Axis, up: Axis, limits: tuple[float, float], heigh
     middles = [(edge[:-1] + edge[1:]) / 2 for edge in edges]
     for x, y, filled in ((across.data, up.data, True), (across.samples, up.samples, False)):
         counts = numpy.histogram2d(x, y, edges)[0] / len(x)
-        density = _smooth(counts).T
+        density = _smooth(counts, [at for at, axis in enumerate((across, up)) if not axis.has_bars(edges[at])]).T
         levels = _levels(density)
         if not levels:
             continue
@@ -136,11 +140,11 @@ def _wider(edges: numpy.ndarray) -> numpy.ndarray:
     return numpy.concatenate((edges[0] - width * numpy.array([2, 1]), edges, edges[-1] + width * numpy.array([1, 2])))
 
 
-def _smooth(counts: numpy.ndarray) -> numpy.ndarray:
-    """By a Gaussian of one cell: what a few thousand rows in a thousand cells need."""
+def _smooth(counts: numpy.ndarray, along: Sequence[int]) -> numpy.ndarray:
+    """By a Gaussian of one cell, along these axes: what a few thousand rows in a thousand cells need."""
     kernel = numpy.exp(-0.5 * numpy.arange(-3, 4) ** 2)
     kernel /= kernel.sum()
-    for axis in (0, 1):
+    for axis in along:
         counts = numpy.apply_along_axis(lambda line: numpy.convolve(line, kernel, "full")[3:-3], axis, counts)
     return counts
 

@@ -8,7 +8,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from .columns import Rows, Table
+from .columns import Rows, Table, wrapped
 from .corner import MOST_COLUMNS, Axis
 from .report import conditions, modelled
 
@@ -44,6 +44,8 @@ def draw(
     for at, column in enumerate(columns):
         if column["kind"] == "integer":
             values[:, at] = rounded(values[:, at], column)
+        if "period" in column:  # the last number rounds to the first
+            values[:, at] = wrapped(values[:, at], column["shift"] - column["period"] / 2, column["period"])
     return values
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TrainingError, is_out_of_memory
@@ -20,15 +20,20 @@ _KINDS = {
 FIELDS = ("layers", "hidden", "depth", "bins", "bound", "dropout")
 
 
-def describe(kind: str, features: int, context: int, asked: dict[str, Any]) -> dict[str, Any]:
+def describe(
+    kind: str, features: int, context: int, asked: dict[str, Any], circular: Sequence[int] = ()
+) -> dict[str, Any]:
     """A description, JSON-able, from what was asked for (``FIELDS``). ``TrainingError`` where there can be none."""
+    if circular and kind != "nsf":
+        raise TrainingError(f"--circular needs --model nsf: {kind} knows no angles")
     if isinstance(asked["depth"], tuple):
         raise TrainingError(f"--depth {','.join(map(str, asked['depth']))}: for a table give one number")
     if kind == "realnvp" and features < 2:
         raise TrainingError("--model realnvp needs two columns or more, of which one decides about the other: try nsf")
     taken = {field: value for field, value in asked.items() if field in _KINDS[kind][2]}
     taken["layers"] = _KINDS[kind][1] if taken["layers"] is None else taken["layers"]
-    return {"kind": kind, "features": features, "context": context, **taken}
+    angles = {"circular": list(circular)} if circular else {}
+    return {"kind": kind, "features": features, "context": context, **taken, **angles}
 
 
 def build(description: dict[str, Any], columns: list[dict[str, Any]]) -> TableFlow:

@@ -31,7 +31,7 @@ from .report import Report, conditions, report
 needs = {"matplotlib": "the loss curve and the corner plot", "sklearn": "the mixture that a flow is compared with"}
 unit = "rows"
 
-_SAME = ("columns", "context", "header", "missing")
+_SAME = ("columns", "context", "circular", "header", "missing")
 _OPTION = {"hidden": "width"}  # fields of a description by option, where the names differ
 
 
@@ -47,6 +47,7 @@ def new_run(options: argparse.Namespace) -> tuple[dict[str, Any], Table]:
         "source": session.absolute(options.data),
         "columns": None if options.columns is None else list(options.columns),
         "context": list(options.context or ()),
+        "circular": list(options.circular or ()),
         "header": options.header,
         "missing": options.missing or TRAIN["missing"].default,
         "split_seed": session.SPLIT_SEED,
@@ -54,7 +55,8 @@ def new_run(options: argparse.Namespace) -> tuple[dict[str, Any], Table]:
     table = load(data)
     data |= {"name": table.name, "rows": [len(part) for part in (table.train, table.validation, table.test)]}
     asked = {field: _asked(options, field) for field in model.FIELDS}
-    described = model.describe(options.model or "nsf", len(table.data), len(table.conditions), asked)
+    angles = [at for at, column in enumerate(table.data) if column.period is not None]
+    described = model.describe(options.model or "nsf", len(table.data), len(table.conditions), asked, angles)
     described["columns"] = [column.facts() for column in table.columns]
     session.set_threads(options.threads)
     versions = {"nfkernels": __version__, "torch": torch.__version__}
@@ -67,7 +69,7 @@ def old_run(options: argparse.Namespace, config: dict[str, Any], folder: RunFold
     if wrong:
         raise TrainingError(f"{wrong[0]} is for images, and {folder.path} is a run on a table")
     data, described = config["data"], config["model"]
-    missing = {"source", "columns", "context", "header", "missing", "split_seed"} - data.keys()
+    missing = {"source", "columns", "context", "circular", "header", "missing", "split_seed"} - data.keys()
     missing |= {"kind", "features", "columns"} - described.keys()
     if missing:
         raise TrainingError(f"{folder.checkpoint} is damaged: its configuration has no {', '.join(sorted(missing))}")
@@ -90,6 +92,7 @@ def load(data: dict[str, Any]) -> Table:
         data["source"],
         columns=data["columns"],
         context=data["context"],
+        circular=data["circular"],
         header=data["header"],
         missing=data["missing"],
         seed=data["split_seed"],
@@ -161,7 +164,7 @@ def finish(
         outcome = report(flow, table)
         axes, left_out = corner_axes(flow, table)
     folder.log({"step": result.step, **outcome.facts()})
-    score = f"{outcome.flow.nats:.3f} nats per row on the test part"
+    score = f"-log p = {outcome.flow.nats:.3f} nats per row on the test part"
     loss_curve(
         folder.loss,
         result.history,
