@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from command_line import QUICK, TABLE, refused
+from command_line import QUICK, TABLE, copied, refused
 
 for package in ("sklearn", "matplotlib", "tqdm"):
     pytest.importorskip(package)
@@ -21,6 +21,7 @@ from nfkernels.training import commands  # noqa: E402
 from nfkernels.training.data.table import read_table  # noqa: E402
 from nfkernels.training.options import TRAIN  # noqa: E402
 from nfkernels.training.tables.columns import load_table  # noqa: E402
+from nfkernels.training.tables.kind import MODELS  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -67,7 +68,7 @@ def test_train_writes_a_run_and_says_what_came_out(capsys, people):
     assert Path("runs/people-2/metrics.jsonl").read_bytes() == Path("runs/people-1/metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("model", ["nsf", "maf", "realnvp"])
+@pytest.mark.parametrize("model", MODELS)
 def test_every_model_trains_conditionally(capsys, people, model):
     options = ["--model", model, "--columns", "height,children", "--context", "wage,kind", "--dropout", "0"]
     assert cli.main(["train", "--data", str(people), *TABLE, *options, "--quiet", "--out", "run"]) == 0
@@ -203,6 +204,7 @@ def test_a_file_of_conditions(table_run):
     [
         ([], "is conditioned on kind: give --context kind=..., or a file with this column"),
         (["--context", "wage=3"], "--context wage: the flow of"),
+        (["--context", "kind=3,kind=4"], "kind is there twice"),
         (["--context", "kind=x"], "--context kind=x: expected a number"),
         (["--context", "nowhere.csv"], "expected kind=..., or a file (which is not there)"),
         (["--context", "kind=1", "--out", "x.txt"], "--out x.txt: expected a name that ends in .csv, .npy or .parquet"),
@@ -293,6 +295,18 @@ def test_files_of_options_and_the_defaults_for_tables(capsys, people):
     assert json.loads(Path("run/config.json").read_text())["recipe"]["batch_size"] == TRAIN["batch_size"].table
     assert cli.main(["train", "--print-config", "json"]) == 0  # images are as they were
     assert json.loads(capsys.readouterr().out.rpartition("nfkernels evaluate run\n")[2])["lr"] == 8e-3
+
+
+def test_damaged_configurations_are_told(capsys, table_run):
+    config = json.loads((table_run / "config.json").read_text())
+    run = copied(table_run)
+    for data, sentence in (
+        ({"kind": "table", "source": "gone.csv"}, "gone.csv, is not there any more: if it moved, give --data PATH"),
+        ({"kind": "table", "source": str(run / "config.json")}, "does not say what data it used ('columns')"),
+        ({"kind": "table", "source": 3}, "has no usable 'source'"),
+    ):
+        (run / "config.json").write_text(json.dumps(config | {"data": data}))
+        assert sentence in refused(capsys, "evaluate", run)
 
 
 def test_the_board_shows_every_column(people):

@@ -232,7 +232,7 @@ def test_what_a_density_makes_too_little_sense_for_is_told():
     peak = numpy.where(numpy.arange(100) % 4 == 0, 0.5, normal(100, 1))
     table = load_table(many(x=x, y=2 * x + 1, peak=peak))
     assert any("x, y determine each other exactly" in note for note in table.notes)
-    assert any(note.startswith("25% of the rows have peak = 0.5") for note in table.notes)
+    assert any(note.startswith("25 of 100 rows have peak = 0.5") for note in table.notes)
     assert load_table(many(x=x, y=normal(100, 2))).notes == ()
 
 

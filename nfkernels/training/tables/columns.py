@@ -279,10 +279,10 @@ def _told(raw: RawTable, values: numpy.ndarray, columns: list[Column]) -> list[s
         if column.kind == "real" and not column.context:
             each, counts = numpy.unique(values[:, at], return_counts=True)
             if counts.max() > max(_PEAK * len(values), 2):
-                share, peak = counts.max() / len(values), each[counts.argmax()]
+                peak = each[counts.argmax()]
                 notes.append(
-                    f"{share:.0%} of the rows have {column.name} = {peak:g}: a density can be as high as it likes "
-                    "there, which makes its nats look better than they are"
+                    f"{counts.max()} of {len(values)} rows have {column.name} = {peak:g}: a density can be as high as "
+                    "it likes there, which makes its nats look better than they are"
                 )
     notes += _copies(values, columns)
     return notes

@@ -71,6 +71,8 @@ def _context(options: argparse.Namespace, flow: TableFlow) -> numpy.ndarray | No
         name, equals, number = (word.strip() for word in part.partition("="))
         if not equals:
             raise TrainingError(f"--context {given}: expected {example}, or a file (which is not there)")
+        if name in values:
+            raise TrainingError(f"--context {given}: {name} is there twice")
         if name not in names:
             raise TrainingError(f"--context {name}: the flow of {options.run} is conditioned on {', '.join(names)}")
         try:

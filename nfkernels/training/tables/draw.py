@@ -40,7 +40,9 @@ def draw(
     values = torch.cat(parts).numpy() * scale + shift
     wrong = int((~numpy.isfinite(values)).any(1).sum())
     if wrong:
-        raise ValueError(f"{wrong} of {count} samples are not finite: train longer, or at a lower --lr")
+        raise ValueError(
+            f"{wrong} of {count} samples are not finite: expected conditions like those in the table, a trained flow"
+        )
     for at, column in enumerate(columns):
         if column["kind"] == "integer":
             values[:, at] = rounded(values[:, at], column)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-MODELS = ("nsf", "maf", "realnvp")
+MODELS = ("nsf", "nsf-ar", "maf", "realnvp")
 _TEXT = (".csv", ".tsv", ".txt", ".dat")
 _PARQUET = (".parquet", ".pq")
 _LARGEST_HEADER = 2**26  # bytes

@@ -10,12 +10,15 @@ from ..errors import TrainingError, is_out_of_memory
 if TYPE_CHECKING:
     from ...nn import Flow, TableFlow
 
-# The class of each kind, its number of layers, and which of these fields of a description it takes.
+# The class of each kind, its number of layers, which of these fields of a description it takes, and what it is given
+# besides.
 _NETWORK = ("layers", "hidden", "depth", "dropout")
-_KINDS = {
-    "nsf": ("NSF", 5, (*_NETWORK, "bins", "bound")),
-    "maf": ("MAF", 5, _NETWORK),
-    "realnvp": ("RealNVP", 8, _NETWORK),
+_SPLINES = (*_NETWORK, "bins", "bound")
+_KINDS: dict[str, tuple[str, int, tuple[str, ...], dict[str, Any]]] = {
+    "nsf": ("NSF", 5, _SPLINES, {}),
+    "nsf-ar": ("NSF", 5, _SPLINES, {"coupling": False}),
+    "maf": ("MAF", 5, _NETWORK, {}),
+    "realnvp": ("RealNVP", 8, _NETWORK, {}),
 }
 FIELDS = ("layers", "hidden", "depth", "bins", "bound", "dropout")
 
@@ -24,8 +27,8 @@ def describe(
     kind: str, features: int, context: int, asked: dict[str, Any], circular: Sequence[int] = ()
 ) -> dict[str, Any]:
     """A description, JSON-able, from what was asked for (``FIELDS``). ``TrainingError`` where there can be none."""
-    if circular and kind != "nsf":
-        raise TrainingError(f"--circular needs --model nsf: {kind} knows no angles")
+    if circular and "bins" not in _KINDS[kind][2]:
+        raise TrainingError(f"--circular needs --model nsf or nsf-ar: {kind} knows no angles")
     if isinstance(asked["depth"], tuple):
         raise TrainingError(f"--depth {','.join(map(str, asked['depth']))}: for a table give one number")
     if kind == "realnvp" and features < 2:
@@ -43,10 +46,11 @@ def build(description: dict[str, Any], columns: list[dict[str, Any]]) -> TableFl
 
     try:
         arguments = dict(description)
-        maker = _maker(arguments.pop("kind"))
+        kind = arguments.pop("kind")
+        maker, more = _maker(kind), _KINDS[kind][3]
         if not arguments.get("dropout"):  # not every model has one
             arguments.pop("dropout", None)
-        return TableFlow(maker(arguments.pop("features"), **arguments), columns)
+        return TableFlow(maker(arguments.pop("features"), **more, **arguments), columns)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
@@ -56,7 +60,8 @@ def build(description: dict[str, Any], columns: list[dict[str, Any]]) -> TableFl
 def title(description: dict[str, Any]) -> str:
     """Kind and size in words."""
     layers = description["layers"]
-    words = f"{_KINDS[description['kind']][0]}: {layers} layer{'s' * (layers != 1)}, networks of {description['depth']}"
+    name = _KINDS[description["kind"]][0] + (" (autoregressive)" if description["kind"] == "nsf-ar" else "")
+    words = f"{name}: {layers} layer{'s' * (layers != 1)}, networks of {description['depth']}"
     words += f" x {description['hidden']}"
     return words + (f", {description['bins']} bins" if "bins" in description else "")
 

@@ -69,11 +69,10 @@ def old_run(options: argparse.Namespace, config: dict[str, Any], folder: RunFold
     if wrong:
         raise TrainingError(f"{wrong[0]} is for images, and {folder.path} is a run on a table")
     data, described = config["data"], config["model"]
-    missing = {"source", "columns", "context", "circular", "header", "missing", "split_seed"} - data.keys()
-    missing |= {"kind", "features", "columns"} - described.keys()
+    missing = {"kind", "features", "columns"} - described.keys()
     if missing:
         raise TrainingError(f"{folder.checkpoint} is damaged: its configuration has no {', '.join(sorted(missing))}")
-    asked = {f"--{name}": (getattr(options, name), data[name]) for name in _SAME}
+    asked = {f"--{name}": (getattr(options, name), data.get(name)) for name in _SAME}
     asked["--model"] = (options.model, described["kind"])
     for field in model.FIELDS:
         wish = getattr(options, _OPTION.get(field, field))
@@ -81,22 +80,20 @@ def old_run(options: argparse.Namespace, config: dict[str, Any], folder: RunFold
     refuse_changes(asked)
     if options.data is not None:  # the data may have moved; the checkpoint knows whether it is the same
         data = {**data, "source": session.absolute(options.data)}
-    elif not Path(data["source"]).exists():
+    elif not Path(data.get("source", "")).exists():
         raise TrainingError(f"the run's data, {data['source']}, is not there any more: if it moved, give --data PATH")
     session.set_threads(options.threads or config.get("threads"))
     return {**config, "data": data}, load(data)
 
 
 def load(data: dict[str, Any]) -> Table:
-    return load_table(
-        data["source"],
-        columns=data["columns"],
-        context=data["context"],
-        circular=data["circular"],
-        header=data["header"],
-        missing=data["missing"],
-        seed=data["split_seed"],
-    )
+    """The table that a run's configuration describes. ``TrainingError`` where it does not, or the file is gone."""
+    try:
+        how = {name: data[name] for name in (*_SAME, "split_seed")}
+        source = data["source"]
+    except KeyError as error:
+        raise TrainingError(f"the run's configuration does not say what data it used ({error})") from error
+    return load_table(source, seed=how.pop("split_seed"), **how)
 
 
 def _asked(options: argparse.Namespace, field: str) -> Any:
