@@ -19,8 +19,9 @@ from typing import Any
 
 from .training.config_file import read_config
 from .training.demo.options import DEMO, NAMES, demo_name
-from .training.options import TRAIN, Option, as_text, device, merged, number, several, whole
-from .training.options import name as named
+from .training.option import Option, device, number, several, whole
+from .training.option import name as named
+from .training.options import TRAIN, as_text, merged
 from .training.recipe import PRECISIONS, most_threads
 from .training.tables.kind import is_table_run
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import TrainingError
-from .options import Option
+from .option import Option
 
 _LARGEST = 2**20  # bytes: a file of options is small, a model given by mistake is not
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from ..options import PROGRESS, Option, device, name, whole
+from ..option import Option, device, name, whole
+from ..options import PROGRESS
 from ..recipe import most_threads
 
 DENSITIES = ("moons", "rings", "checkerboard", "pinwheel")
