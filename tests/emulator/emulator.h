@@ -147,6 +147,8 @@ void store_pack_stream(T* to, const Pack<T, N>& pack) {
   store_pack(to, pack);
 }
 
+inline float exp2_quick(float v) { return std::exp2(v); }
+
 inline uint32_t to_tf32(float v) {
   uint32_t u;
   std::memcpy(&u, &v, sizeof u);
