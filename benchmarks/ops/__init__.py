@@ -12,6 +12,7 @@ from . import (
     gaussian_log_density,
     lu_compose,
     lu_linear,
+    rational_quadratic_spline,
 )
 
 TABLES = (
@@ -23,6 +24,7 @@ TABLES = (
     lu_compose,
     lu_linear,
     autoregressive_conv,
+    rational_quadratic_spline,
 )
 
 

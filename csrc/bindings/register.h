@@ -14,14 +14,8 @@
   OP(gaussian_log_density)   \
   OP(lu_compose)             \
   OP(lu_linear)              \
-  OP(philox_uniform)
-
-// Those whose kernels are the CPU's alone.
-#ifdef NF_CUDA
-#define NF_CPU_OPS(OP)
-#else
-#define NF_CPU_OPS(OP) OP(rational_quadratic_spline)
-#endif
+  OP(philox_uniform)         \
+  OP(rational_quadratic_spline)
 
 namespace nf {
 
@@ -29,13 +23,12 @@ using torch::stable::detail::StableLibrary;
 
 #define NF_DECLARE_REGISTER(op) void register_##op(StableLibrary&);
 NF_OPS(NF_DECLARE_REGISTER)
-NF_CPU_OPS(NF_DECLARE_REGISTER)
 
 // Called from Python once the module's schema version has been found to match.
 inline void register_ops(const char* key) {
   static StableLibrary library(StableLibrary::Kind::IMPL, "nfkernels", key, __FILE__, __LINE__);
 #define NF_REGISTER(op) register_##op(library);
-  NF_OPS(NF_REGISTER) NF_CPU_OPS(NF_REGISTER)
+  NF_OPS(NF_REGISTER)
 }
 
 }  // namespace nf

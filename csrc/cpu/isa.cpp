@@ -7,11 +7,12 @@
 
 namespace nf {
 
-#define NF_DECLARE(ISA)                                                                                                \
-  namespace ISA {                                                                                                      \
-  NF_KERNELS(NF_DECLARE_KERNEL) NF_CPU_KERNELS(NF_DECLARE_KERNEL) void elementary(int, const float*, float*, int64_t); \
-  static const Kernels table = {NF_KERNELS(NF_ENTRY) NF_CPU_KERNELS(NF_ENTRY)};                                        \
-  }                                                                                                                    \
+#define NF_DECLARE(ISA)                                \
+  namespace ISA {                                      \
+  NF_KERNELS(NF_DECLARE_KERNEL)                        \
+  void elementary(int, const float*, float*, int64_t); \
+  static const Kernels table = {NF_KERNELS(NF_ENTRY)}; \
+  }                                                    \
   static const Processor processor_##ISA = {#ISA, ISA::elementary, ISA::table};
 #define NF_ENTRY(name, ...) name,
 

@@ -9,8 +9,7 @@ NF_KERNELS(NF_DECLARE_KERNEL)
 
 const Kernels& kernels() {
 #define NF_ENTRY(name, ...) cuda::name,
-#define NF_NONE(name, ...) nullptr,
-  static const Kernels table = {NF_KERNELS(NF_ENTRY) NF_CPU_KERNELS(NF_NONE)};
+  static const Kernels table = {NF_KERNELS(NF_ENTRY)};
   return table;
 }
 

@@ -37,6 +37,9 @@ N = 2 * 8 * 4 * 4  # elements; 4 bytes each
         ("gaussian_log_density", BACKWARD, "", 6),
         ("gaussian_log_density", BACKWARD, "standard normal", 2),
         ("dequantize", FORWARD, "", 1.25),
+        ("rational_quadratic_spline", FORWARD, "", 25),  # 3 K + 1
+        ("rational_quadratic_spline", INVERSE, "16 bins", 49),
+        ("rational_quadratic_spline", BACKWARD, "", 49),  # 6 K + 1
     ],
 )
 def test_bytes_are_those_of_the_design(op, direction, variant, passes):
@@ -70,7 +73,8 @@ def test_cases_are_distinct_and_have_a_headline(name, kind):
     assert all(c.op == name and HEADLINE <= c.importance <= EXTRA for c in cases)
 
 
-SMALL = {"lu_compose"}  # a network's matrices: bound by latency
+# A network's matrices: bound by latency. Splines: a gigabyte of data would have 23 of params.
+SMALL = {"lu_compose", "rational_quadratic_spline"}
 
 
 @pytest.mark.parametrize("name", [n for n in OPS if n not in SMALL])

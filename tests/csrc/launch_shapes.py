@@ -14,6 +14,7 @@ BUILD = Path(__file__).parents[1] / "emulator/build.py"
 
 
 def calls():
+    import nfkernels
     from nfkernels import ops
 
     contiguous, last = torch.contiguous_format, torch.channels_last
@@ -40,6 +41,11 @@ def calls():
                 yield ops.coupling_mix(x, params, weight, inverse_weight=weight.detach().t().contiguous())
             both = torch.cat([params, params], 1)
             yield ops.gaussian_log_density(x, both), ops.gaussian_log_density(x)
+            for bins in (5, 8, 10, 16) if channels == 12 else ():
+                own = torch.randn(2, channels * (3 * bins - 1), 8, 8).to(raw).contiguous(memory_format=raw_layout)
+                yield ops.rational_quadratic_spline(x, own.requires_grad_(), spline=nfkernels.Spline(bins))
+                table = torch.randn(40, channels * (3 * bins - 1)).to(raw).requires_grad_()
+                yield ops.rational_quadratic_spline(x[0].flatten(1).t()[:40], table, spline=nfkernels.Spline(bins))
         rows, raw_rows = (
             torch.randn(64, 6, dtype=data, requires_grad=True),
             torch.randn(64, 12).to(raw).requires_grad_(),

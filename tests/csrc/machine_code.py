@@ -33,9 +33,10 @@ HOT: list[str] = [
     r"coupling_mix_backward: mix_backward<.*>",
     r"dequantize: dequantize::\w+_runs<.*>",
     r"gaussian::run_backward<.*, [248]>",
+    r"rational_quadratic_spline_backward: spline_gradients<.*>",
 ]
-# Those that must load so, and write one number for each sample or block.
-HOT_READERS: list[str] = [r"gaussian::run_forward<.*, [248]>"]
+# Those that must load so, and write one number for each sample or element.
+HOT_READERS: list[str] = [r"gaussian::run_forward<.*, [248]>", r"rational_quadratic_spline: spline_elements<.*>"]
 
 
 @dataclass

@@ -1,0 +1,98 @@
+"""The rational-quadratic spline of every element: 8 bins, on tables and images, and the forms of other libraries."""
+
+from __future__ import annotations
+
+import torch
+
+from ..case import BACKWARD, EXTRA, FORWARD, HEADLINE, INVERSE, STANDARD, STEP, Case, Inputs, Op, Peer
+from ..peers import installed
+from .shapes import demoted, only, spread
+
+# Params are 23 times the data: the headline's 400 MB of them are past any cache.
+SHAPES = {
+    "cuda": [
+        ((262144, 16), HEADLINE),
+        ((512, 5), STANDARD),
+        ((65536, 16), STANDARD),
+        ((64, 24, 32, 32), STANDARD),
+        ((64, 12, 16, 16), EXTRA),
+    ],
+    "cpu": [((8192, 8), HEADLINE), ((512, 5), STANDARD), ((64, 6, 16, 16), STANDARD)],
+    "quick": [((8, 6), HEADLINE), ((2, 4, 4, 4), STANDARD)],
+}
+VARIANTS = ("", "10 bins", "16 bins", "zuko", "circular")
+
+
+def spline_of(variant: str):
+    from nfkernels import Spline
+
+    forms = {"": Spline(), "10 bins": Spline(10), "16 bins": Spline(16), "circular": Spline(tails="circular")}
+    return forms[variant] if variant in forms else Spline.parse(variant)
+
+
+def inputs(case: Case, device: torch.device) -> Inputs:
+    """Bins about as wide as they are at a network's start: the gate compares errors, and narrow bins amplify them."""
+    batch, channels, *spatial = case.shape
+    count = channels * spline_of(case.variant).params_per_element
+    params = torch.randn(batch, count, *spatial, device=device, dtype=case.params).mul_(0.3)
+    if case.channels_last:
+        params = params.contiguous(memory_format=torch.channels_last)
+    return {"x": torch.randn(case.shape, device=device).mul_(1.5).to(case.dtype), "params": params}
+
+
+def call(variant: str):
+    from nfkernels import rational_quadratic_spline
+
+    spline = spline_of(variant)
+    return lambda v, inverse: rational_quadratic_spline(v["x"], v["params"], spline=spline, inverse=inverse)
+
+
+def plain(variant: str):
+    from nfkernels.reference.rational_quadratic_spline import Form, forward
+
+    both = [Form.pack(spline_of(variant), inverse, False) for inverse in (False, True)]
+    return lambda v, inverse: forward(v["x"], v["params"], None, None, None, both[inverse])
+
+
+def nflows() -> Peer:
+    from nflows.transforms.splines.rational_quadratic import unconstrained_rational_quadratic_spline
+
+    def run(v: Inputs, inverse: bool):
+        x = v["x"]
+        parts = v["params"].to(x.dtype).unflatten(1, (x.shape[1], -1)).movedim(2, -1).split([8, 8, 7], -1)
+        options = {"inverse": inverse, "tails": "linear", "tail_bound": 3.0}
+        y, each = unconstrained_rational_quadratic_spline(x, *parts, **options)
+        return y, each.flatten(1).sum(1)
+
+    return Peer(run)
+
+
+def cotangents(v: Inputs):
+    x = v["x"]
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return [torch.randn_like(x), torch.randn(x.shape[0], device=x.device, dtype=dtype)]
+
+
+def count(case: Case, direction: str) -> tuple[float, float]:
+    """x, params and y; the backward reads x, params and dy and writes dx and dparams."""
+    data, raw = case.data_bytes, spline_of(case.variant).params_per_element * case.elements * case.params.itemsize
+    forward, backward = 2 * data + raw, 3 * data + 2 * raw
+    return {FORWARD: forward, INVERSE: forward, BACKWARD: backward, STEP: forward + backward}[direction], 0
+
+
+def cases(kind: str) -> list[Case]:
+    name, shapes = "rational_quadratic_spline", SHAPES[kind]
+    found = spread(name, (FORWARD, BACKWARD, INVERSE, STEP), shapes)
+    head = demoted(only(shapes), STANDARD)
+    found += spread(name, (FORWARD, BACKWARD), head, params=torch.bfloat16)
+    for variant in VARIANTS[1:]:
+        found += spread(name, (FORWARD, BACKWARD), demoted(head, EXTRA), variant=variant)
+    images = [(shape, EXTRA) for shape, level in shapes if len(shape) == 4 and level == STANDARD]
+    return found + spread(name, (FORWARD, BACKWARD), images, params=torch.bfloat16, channels_last=True)
+
+
+def peers(variant: str) -> dict[str, Peer]:
+    return {"nflows": nflows()} if variant == "" and installed("nflows") else {}
+
+
+OP = Op("rational_quadratic_spline", inputs, call, plain, cotangents, count, cases, ("x", "params"), peers)
