@@ -107,22 +107,27 @@ class MaskedAutoregressive(Bijection):
         params = call_conditioner(self.conditioner, x, context, None, self._with_context)
         return check_precision(params, x, "MaskedAutoregressive")
 
+    def _network(self, z: Tensor, context: Tensor | None) -> dict[str, Any] | None:
+        """The network as the op takes it; None where it, or the transform, may be anything."""
+        known = isinstance(self.transform, AffineTransform) or type(self.transform) is SplineTransform
+        if not known or not isinstance(self.conditioner, MaskedMLP):
+            return None
+        return self.conditioner.network(z, context if self.uses_context else None)
+
     def _fused(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """All passes in one op, which has its own gradient; None where no kernel knows this layer."""
-        if not isinstance(self.transform, AffineTransform) or not isinstance(self.conditioner, MaskedMLP):
+        transform = self.transform
+        if not isinstance(transform, AffineTransform) or not getattr(self.conditioner, "fused", False):
             return None
-        network = self.conditioner.network(z, context if self.uses_context else None)
+        network = self._network(z, context)
         if network is None:
             return None
-        transform = self.transform
         layout = transform.layout.removesuffix("_interleaved")
         return autoregressive_inverse(z, transform=transform.scale_map, order=transform.order, layout=layout, **network)
 
     def _in_turn(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Without gradients: by passes that compute what is new in each, where the network is known."""
-        network = None
-        if type(self.transform) is SplineTransform and isinstance(self.conditioner, MaskedMLP):
-            network = self.conditioner.network(z, context if self.uses_context else None)
+        network = self._network(z, context)
         if network is None or z.dtype != compute_dtype(z):
             return self._by_passes(z, context)
         network.pop("activation")

@@ -114,10 +114,9 @@ class MaskedMLP(Recorded, nn.Module):
 
     def network(self, z: Tensor, context: Tensor | None) -> dict[str, Any] | None:
         """This network as :func:`nfkernels.ops.autoregressive_inverse` takes it, to invert a layer at ``z``; None where
-        that op would compute something else than the forward does (in a narrower type, say, or past a hook)."""
+        what that computes is not what the forward does (it would be in another type, say, or past a hook)."""
         fits = type(self) is MaskedMLP and not (self._forward_hooks or self._forward_pre_hooks)
-        fits = fits and self._sees is not None and len(self.hidden) < MOST_LAYERS
-        fits = fits and self.activation in get_args(ActivationName) and not (self.dropout and self.training)
+        fits = fits and self._sees is not None and not (self.dropout and self.training)
         if not fits or network_dtype(self.first.weight) != compute_dtype(z):
             return None
         layers = (self.first, *self.hidden, self.last)
@@ -135,6 +134,11 @@ class MaskedMLP(Recorded, nn.Module):
             "residual": [-1, *(n for i in range(blocks) for n in (-1, 2 * i))] if self.residual else None,
             "final_activation": not self.residual,
         }
+
+    @property
+    def fused(self) -> bool:
+        """Whether the op's kernels know the activation."""
+        return self.activation in get_args(ActivationName)
 
     def context_terms(self, context: Tensor | None) -> list[Tensor]:
         """What a context adds to the first layer and inside each block, each ``[B, hidden]``; empty without one."""
@@ -187,7 +191,8 @@ def _make_masks(module: MaskedMLP, _: Any) -> None:
     places = (torch.arange(1, hidden + 1, device=degrees.device) * count - 1) // hidden + low
     outputs = degrees.repeat_interleave(module.params_per_feature)
     layers = 1 + len(module.hidden)
-    module._sees = None if degrees.is_meta else Degrees(degrees.tolist(), [places.tolist()] * layers)
+    known = not degrees.is_meta and layers <= MOST_LAYERS
+    module._sees = Degrees(degrees.tolist(), [places.tolist()] * layers) if known else None
     module.register_buffer("hidden_degrees", places, persistent=False)
     # True where a weight counts 0: filling is one op forth and one back, choosing is two.
     module.register_buffer("first_cut", places[:, None] <= degrees, persistent=False)

@@ -119,6 +119,21 @@ def test_op_and_passes_agree_with_their_gradients():
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize(("options", "quick"), [({"activation": "gelu"}, True), ({"layers": 9}, False)])
+def test_networks_that_no_kernel_knows(options, quick):
+    maf, calls = layer(4, **options), []
+    z = torch.randn(3, 4).double()
+    with torch.no_grad():
+        x, logdet = maf.inverse(z)
+        assert (maf.conditioner.network(z, None) is not None) == quick
+        maf.conditioner.register_forward_hook(lambda *_: calls.append(1))
+        for a, b in zip(maf.inverse(z), (x, logdet)):
+            torch.testing.assert_close(a, b)
+    torch.testing.assert_close(maf(x)[0], z)
+    assert len(calls) == 5
+    maf.inverse(z)[0].sum().backward()
+
+
 SPLINES = {
     "natural": {},
     "random": {"order": "random"},
