@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -353,3 +354,39 @@ class Halves(torch.nn.Module):
 def test_messages(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("kind", ["affine", "spline"])
+def test_against_nflows(kind):
+    nflows = pytest.importorskip("nflows.transforms.autoregressive")
+    torch.manual_seed(0)
+    if kind == "affine":
+        theirs = nflows.MaskedAffineAutoregressiveTransform(5, 24, num_blocks=2)
+        transform = N.AffineTransform(ScaleMap("softplus", eps=1e-3), layout="scale_shift_interleaved")
+    else:
+        theirs = nflows.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(5, 24, num_bins=6, tails="linear")
+        transform = replace(Spline.nflows(6, 1.0), prescale=1.0)
+    theirs = theirs.double()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.normal_(std=0.3)
+    made = theirs.autoregressive_net
+    network = N.MaskedMLP(5, 24, len(made.final_layer.bias) // 5, residual=True, layers=2)
+    order = made.initial_layer.degrees.argsort(stable=True)  # theirs go round
+    inner = [linear for block in made.blocks for linear in block.linear_layers]
+    with torch.no_grad():
+        network.first.weight.copy_(made.initial_layer.weight[order])
+        network.first.bias.copy_(made.initial_layer.bias[order])
+        for ours, linear in zip(network.hidden, inner):
+            ours.weight.copy_(linear.weight[order][:, order])
+            ours.bias.copy_(linear.bias[order])
+        network.last.weight.copy_(made.final_layer.weight[:, order])
+        network.last.bias.copy_(made.final_layer.bias)
+    maf = N.MaskedAutoregressive(5, transform=transform, conditioner=network).double()
+    x = torch.randn(7, 5).double()
+    z, logdet = theirs(x)
+    for a, b in zip(maf(x), (z, logdet)):
+        torch.testing.assert_close(a, b.detach(), atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        for a, b in zip(maf.inverse(z), theirs.inverse(z)):
+            torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)  # their last knot is off by 1e-6
