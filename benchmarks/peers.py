@@ -93,4 +93,37 @@ def nflows_lu_linear() -> Peer:
     return Peer(run, adapt, check)
 
 
+def _raw(v: Inputs, bins: int) -> tuple[torch.Tensor, ...]:
+    """Widths, heights and slopes of every element, each along the last axis."""
+    x = v["x"]
+    each = v["params"].to(x.dtype).unflatten(1, (x.shape[1], -1)).movedim(2, -1)
+    return each.split([bins, bins, each.shape[-1] - 2 * bins], -1)
+
+
+def nflows_spline(bins: int, bound: float) -> Peer:
+    """nflows' function with linear tails, and the sum that its transforms take of the logarithms."""
+    from nflows.transforms.splines.rational_quadratic import unconstrained_rational_quadratic_spline
+
+    def run(v: Inputs, inverse: bool):
+        y, logs = unconstrained_rational_quadratic_spline(
+            v["x"], *_raw(v, bins), inverse=inverse, tails="linear", tail_bound=bound
+        )
+        return y, logs.flatten(1).sum(1)
+
+    return Peer(run)
+
+
+def zuko_spline(bins: int, bound: float) -> Peer:
+    """``zuko.transforms.MonotonicRQSTransform``."""
+    from zuko.transforms import MonotonicRQSTransform
+
+    def run(v: Inputs, inverse: bool):
+        transform = MonotonicRQSTransform(*_raw(v, bins), bound=bound)
+        y, logs = (transform.inv if inverse else transform).call_and_ladj(v["x"])
+        return y, logs.flatten(1).sum(1)
+
+    return Peer(run)
+
+
+SPLINES = {"nflows": nflows_spline, "zuko": zuko_spline}
 COUPLINGS = {"normflows": normflows_coupling, "nflows": nflows_coupling}

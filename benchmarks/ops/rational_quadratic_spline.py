@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..case import BACKWARD, EXTRA, FORWARD, HEADLINE, INVERSE, STANDARD, STEP, Case, Inputs, Op, Peer
-from ..peers import installed
+from ..peers import SPLINES, installed
 from .shapes import demoted, only, spread
 
 # Params are 23 times the data: the headline's 400 MB of them are past any cache.
@@ -17,7 +17,7 @@ SHAPES = {
         ((64, 24, 32, 32), STANDARD),
         ((64, 12, 16, 16), EXTRA),
     ],
-    "cpu": [((8192, 8), HEADLINE), ((512, 5), STANDARD), ((64, 6, 16, 16), STANDARD)],
+    "cpu": [((8192, 8), HEADLINE), ((512, 5), STANDARD), ((64, 6, 16, 16), STANDARD), ((65536, 2), EXTRA)],
     "quick": [((8, 6), HEADLINE), ((2, 4, 4, 4), STANDARD)],
 }
 VARIANTS = ("", "10 bins", "16 bins", "zuko", "circular")
@@ -54,19 +54,6 @@ def plain(variant: str):
     return lambda v, inverse: forward(v["x"], v["params"], None, None, None, both[inverse])
 
 
-def nflows() -> Peer:
-    from nflows.transforms.splines.rational_quadratic import unconstrained_rational_quadratic_spline
-
-    def run(v: Inputs, inverse: bool):
-        x = v["x"]
-        parts = v["params"].to(x.dtype).unflatten(1, (x.shape[1], -1)).movedim(2, -1).split([8, 8, 7], -1)
-        options = {"inverse": inverse, "tails": "linear", "tail_bound": 3.0}
-        y, each = unconstrained_rational_quadratic_spline(x, *parts, **options)
-        return y, each.flatten(1).sum(1)
-
-    return Peer(run)
-
-
 def cotangents(v: Inputs):
     x = v["x"]
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -87,12 +74,19 @@ def cases(kind: str) -> list[Case]:
     found += spread(name, (FORWARD, BACKWARD), head, params=torch.bfloat16)
     for variant in VARIANTS[1:]:
         found += spread(name, (FORWARD, BACKWARD), demoted(head, EXTRA), variant=variant)
+    if installed("zuko"):
+        found += spread(name, (INVERSE, STEP), demoted(head, EXTRA), variant="zuko")
     images = [(shape, EXTRA) for shape, level in shapes if len(shape) == 4 and level == STANDARD]
     return found + spread(name, (FORWARD, BACKWARD), images, params=torch.bfloat16, channels_last=True)
 
 
 def peers(variant: str) -> dict[str, Peer]:
-    return {"nflows": nflows()} if variant == "" and installed("nflows") else {}
+    """Who computes exactly this."""
+    library = variant or "nflows"
+    if library not in SPLINES or not installed(library):
+        return {}
+    spline = spline_of(variant)
+    return {library: SPLINES[library](spline.bins, spline.high)}
 
 
 OP = Op("rational_quadratic_spline", inputs, call, plain, cotangents, count, cases, ("x", "params"), peers)

@@ -1,12 +1,14 @@
 """The ops' tables: the bytes that each case must move, sizes, and that all rivals compute the same."""
 
+import itertools
+
 import pytest
 import torch
 
 from benchmarks.case import BACKWARD, EXTRA, FORWARD, HEADLINE, INVERSE, STEP, Case, draw, exact, prepare
 from benchmarks.gate import compare
 from benchmarks.ops import TABLES, tables
-from benchmarks.peers import COUPLINGS
+from benchmarks.peers import COUPLINGS, SPLINES
 
 OPS = {module.OP.name: module.OP for module in TABLES}
 SHAPE = (2, 8, 4, 4)
@@ -128,6 +130,20 @@ def test_other_libraries_compute_the_same(library):
             )
         verdict = compare(got, plain, target, ours=False)
         assert verdict.ok, verdict.reason
+
+
+@pytest.mark.parametrize("library", SPLINES)
+def test_other_splines_compute_the_same(library):
+    pytest.importorskip(library)
+    op, variant = OPS["rational_quadratic_spline"], "zuko" if library == "zuko" else ""
+    for direction, shape in itertools.product((FORWARD, INVERSE, STEP), ((40, 6), (3, 2, 4, 4))):
+        case = Case(op.name, direction, shape, variant, dtype=torch.float64, params=torch.float64)
+        sample = draw(op, case, "cpu")
+        with torch.set_grad_enabled(direction == STEP):
+            got = prepare(op, case, op.peers(variant)[library].run, sample)()
+            target = prepare(op, case, op.plain(variant), sample)()
+        for a, b in zip(got, target, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
 def test_the_other_lu_linear_computes_the_same():
