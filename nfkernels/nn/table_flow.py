@@ -87,12 +87,13 @@ class TableFlow(Flow):
             return self.bijection[1].inverse(z, self._embed(context, z))[0]
 
     def _embed(self, context, like):
-        if self.context_names and context is None:
+        count = len(self.context_names)
+        if count and context is None:
             raise ValueError(f"this flow is conditioned on {', '.join(self.context_names)}: give them as context=")
-        if context is not None and context.shape[-1:] != (len(self.context_names),):
+        if count and (context.dim() < 2 or context.shape[-1] != count):
             raise ValueError(
-                f"a context of this flow is [B, {len(self.context_names)}] ({', '.join(self.context_names)}), got one "
-                f"of shape {tuple(context.shape)}"
+                f"a context of this flow is [B, {count}] ({', '.join(self.context_names)}), got one of shape "
+                f"{tuple(context.shape)}"
             )
         return super()._embed(context, like)
 

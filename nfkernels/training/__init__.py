@@ -1,6 +1,7 @@
 """Training flows: data, the loop, checkpoints, evaluation and pictures.
 
-``fit`` trains any flow and is what the command line itself uses; ``load_images`` and ``split`` read image sets.
+``fit`` trains any flow and is what the command line itself uses; ``load_images`` and ``split`` read image sets,
+``load_table`` tables.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .loop import FitResult, Progress, fit
     from .recipe import GlowShape, Recipe, auto_levels
     from .run_folder import RunFolder, next_run
+    from .tables.columns import load_table
 
 # Name -> module: each is imported at first use, so that the command line can print its help without torch.
 _HOMES = {
@@ -35,6 +37,7 @@ _HOMES = {
     "fit": "loop",
     "independent_pixel_bits": "evaluation",
     "load_images": "data",
+    "load_table": "tables.columns",
     "next_run": "run_folder",
     "round_trip_error": "evaluation",
     "split": "data",
@@ -57,6 +60,7 @@ __all__ = [
     "fit",
     "independent_pixel_bits",
     "load_images",
+    "load_table",
     "next_run",
     "round_trip_error",
     "split",

@@ -120,3 +120,8 @@ def test_mistakes_are_one_sentence():
         flow.log_prob(torch.zeros(2, 2))
     with pytest.raises(ValueError, match=r"a context of this flow is \[B, 1\] \(c\), got one of shape"):
         flow.log_prob(torch.zeros(2, 2), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"a context of this flow is \[B, 1\] \(c\), got one of shape"):
+        flow.sample(3, torch.tensor(5.0))
+    assert flow.sample(3, torch.tensor([[5.0]])).shape == (3, 1, 2)
+    with pytest.raises(ValueError, match="no layer of this flow uses a context"):
+        N.TableFlow(coupled(), [column("a"), column("b")]).log_prob(torch.zeros(2, 2), torch.zeros(2, 1))

@@ -42,6 +42,7 @@ def test_the_python_of_the_page_runs(digits_run):
 def test_the_python_of_the_page_on_tables_runs(people):
     pytest.importorskip("sklearn")
     assert cli.main(["train", "--data", str(people), *TABLE, "--quiet", "--out", "runs/table-1"]) == 0
+    Path("table.csv").write_text(people.read_text())
     run_python(PAGES[2])
 
 
