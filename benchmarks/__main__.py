@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("demo", help=text, description=text)
     sub.add_argument("--out", type=Path, default=RESULTS, help="results go to OUT/<device>/ (default: %(default)s)")
     sub.add_argument("--seeds", type=int, default=5, help="(default: %(default)s)")
-    sub.add_argument("--steps", type=int, default=1500, help="of training (default: %(default)s)")
+    sub.add_argument("--steps", type=int, default=1000, help="of training (default: %(default)s)")
     sub.add_argument("--quick", action="store_true", help="one seed, five steps: does it run?")
     sub.add_argument("--commit", help="the commit measured, where the tree has no git")
     text = "results to README tables and plots"

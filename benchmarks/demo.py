@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from nfkernels.nn import Flow, SplineCoupling, Standardize
 from nfkernels.training.data.toy import TOYS, Toy
 from nfkernels.training.demo.flow import build, estimate, recipe
+from nfkernels.training.demo.options import DEMO
 from nfkernels.training.demo.stages import flatten
 
 from . import machine
@@ -30,7 +31,8 @@ from .complexity.run import Saved
 from .peers import installed
 from .record import Budget
 
-STEPS, SEEDS, BATCH, LAYERS, WIDTH = 1500, 5, 512, 6, 64
+SEEDS = 5
+STEPS, BATCH, LAYERS, WIDTH = (DEMO[name].default for name in ("steps", "batch_size", "layers", "width"))
 HELD_OUT = 20_000
 _GATE = 1e-4  # nats between the two models' log-densities in float64, where both have the same weights
 

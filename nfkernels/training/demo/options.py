@@ -28,7 +28,7 @@ def _table() -> dict[str, Option]:
         Option("model", model, "the kind of flow", choices=tuple(MODELS), default="nsf", metavar=None),
         Option("layers", model, "couplings, or autoregressive layers", whole(1, 64), 6),
         Option("width", model, "of their networks", whole(1, 4096), 64),
-        Option("steps", training, "optimiser steps", whole(1), 1500),
+        Option("steps", training, "optimiser steps", whole(1), 1000),
         Option("batch_size", training, "points per step", whole(1, 2**20), 512),
         Option("seed", training, "of weights and points", whole(0), 0),
         Option("progress", training, "how to show it", choices=PROGRESS, default="auto", metavar=None,
