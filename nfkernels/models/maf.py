@@ -42,7 +42,7 @@ class AutoregressiveFlow(Flow):
         dropout: float = 0.0,
         base: Base | None = None,
     ) -> None:
-        check_table(features, layers, context, embed, type(self).__name__)
+        check_table(features, layers, hidden, context, embed, type(self).__name__)
         check_choice("order", order, Order)
         check_choice("network", network, Network)
         parts: list[Bijection] = []

@@ -91,7 +91,7 @@ class NSF(Flow):
         actnorm: bool = False,
         base: Base | None = None,
     ) -> None:
-        check_table(features, layers, context, embed, "NSF")
+        check_table(features, layers, hidden, context, embed, "NSF")
         if not bound > 0:
             raise ValueError(f"bound must be positive, got {bound}")
         circular = [int(c) for c in circular]

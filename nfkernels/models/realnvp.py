@@ -51,14 +51,18 @@ class RealNVP(Flow):
     """
 
     def __new__(cls, *args: Any, image: bool = False, shape: Sequence[int] | None = None, **options: Any) -> Any:
-        if image:
-            return ImageRealNVP(*(args if shape is None else (shape, *args)), **options)
-        return super().__new__(cls)
+        if not image:
+            return super().__new__(cls)
+        if shape is not None and args:
+            raise ValueError(f"RealNVP(image=True) takes one shape, got {args[0]} and shape={tuple(shape)}")
+        return ImageRealNVP(*(args if shape is None else (shape,)), **options)
 
     def __init__(
         self,
-        features: int,
+        features: int | None = None,
         *,
+        image: Literal[False] = False,
+        shape: None = None,
         layers: int = 8,
         hidden: int = 64,
         depth: int = 2,
@@ -73,7 +77,10 @@ class RealNVP(Flow):
         actnorm: bool = False,
         base: Base | None = None,
     ) -> None:
-        check_table(features, layers, context, embed, "RealNVP")
+        if features is None or shape is not None:
+            given = "neither" if shape is None else f"shape={tuple(shape)}"
+            raise ValueError(f"RealNVP takes the number of features, or shape= with image=True: got {given}")
+        check_table(features, layers, hidden, context, embed, "RealNVP")
         if features == 1:
             raise ValueError(
                 "RealNVP couples columns to each other, and one column has no other: use NSF(1), or give 2 features"
@@ -135,7 +142,7 @@ class ImageRealNVP(ImageFlow):
         grey_levels: int = 256,
     ) -> None:
         channels, height, width = _checked_shape(shape, levels)
-        check_table(channels, couplings, context, embed, "RealNVP")
+        check_table(channels, couplings, hidden, context, embed, "RealNVP")
         check_choice("network", network, ConvNetwork)
         scale_map = ScaleMap.parse(scale_map)
         per_channel = 2 if scale_map.has_scale else 1

@@ -25,11 +25,13 @@ def check_choice(name: str, value: str, choices: object) -> None:
         raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(map(repr, known))}")
 
 
-def check_table(features: int, layers: int, context: int, embed: nn.Module | None, who: str) -> None:
+def check_table(features: int, layers: int, hidden: int, context: int, embed: nn.Module | None, who: str) -> None:
     if not isinstance(features, int) or features < 1:
         raise ValueError(f"{who} takes the number of features, at least 1, got {features!r}")
     if layers < 1:
         raise ValueError(f"{who} needs at least 1 layer, got {layers}")
+    if hidden < 1:
+        raise ValueError(f"{who} needs networks of hidden width at least 1, got hidden={hidden}")
     if context < 0:
         raise ValueError(f"context is the width of what the networks are given, at least 0, got {context}")
     if embed is not None and not context:

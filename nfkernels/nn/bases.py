@@ -27,6 +27,8 @@ class Base(Recorded, nn.Module):
     def __init__(self, shape: Sequence[int] | int) -> None:
         super().__init__()
         self.shape = torch.Size((shape,) if isinstance(shape, int) else tuple(shape))
+        if any(n < 0 for n in self.shape):
+            raise ValueError(f"a {type(self).__name__} is over a shape of numbers from 0 on, got {tuple(self.shape)}")
         # Knows the device and the dtype that samples are made in, wherever the flow is moved or loaded.
         self.register_buffer("like", torch.zeros(()))
 
@@ -120,8 +122,8 @@ class Uniform(Base):
 
     def __init__(self, shape: Sequence[int] | int, low: float = 0.0, high: float = 1.0) -> None:
         super().__init__(shape)
-        if not low < high:
-            raise ValueError(f"Uniform needs low < high, got {low} and {high}")
+        if not (low < high and math.isfinite(high - low)):
+            raise ValueError(f"Uniform needs low < high, both finite, got {low} and {high}")
         self.low, self.high = float(low), float(high)
 
     @property

@@ -153,7 +153,7 @@ class MLP(Recorded, nn.Module):
         if self.context is None:
             refuse_context(context, "MLP")
         else:
-            h = h + self.context(check_context(context, self.context_channels, "MLP").to(x.dtype))
+            h = h + self.context(check_context(context, self.context_channels, "MLP", dims=2).to(x.dtype))
         h = self._act(h)
         for layer in self.hidden:
             h = self._act(layer(h))
@@ -216,7 +216,7 @@ class ResidualNet(Recorded, nn.Module):
         if self.context is None:
             refuse_context(context, "ResidualNet")
             return self.last(self._blocks(self.first(x), [None] * len(self.inner)))
-        context = check_context(context, self.context_channels, "ResidualNet").to(x.dtype)
+        context = check_context(context, self.context_channels, "ResidualNet", dims=2).to(x.dtype)
         shares = self.context(context).split(self.first.out_features, 1)
         if self.context_by == "glu":
             return self.last(self._blocks(self.first(torch.cat((x, context), 1)), [s.sigmoid() for s in shares]))

@@ -35,10 +35,10 @@ def check_network(kernels: Sequence[int], dropout: float, dropout_of: str) -> No
         raise ValueError(f"unknown dropout_of {dropout_of!r}: expected 'element' or 'channel'")
 
 
-def check_context(context: Tensor | None, channels: int, who: str) -> Tensor:
+def check_context(context: Tensor | None, channels: int, who: str, *, dims: int | None = None) -> Tensor:
     if context is None:
         raise ValueError(f"this {who} was built with context_channels={channels}: give it a context")
-    if context.dim() < 2 or context.shape[1] != channels:
+    if context.dim() != (dims or max(2, context.dim())) or context.shape[1] != channels:
         raise ValueError(f"this {who} takes a context [B, {channels}], got shape {tuple(context.shape)}")
     return context
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops._library import under_transform
 from .config import Recorded
 from .conv import conv
 from .conv_net import arranged_for, check_context, check_network, is_channels_last, network_dtype, refuse_context
@@ -81,6 +82,6 @@ class ConvResidualNet(Recorded, nn.Module):
 
 def _conv(x: Tensor, layer: nn.Conv2d, *, relu: bool = False) -> Tensor:
     weight = arranged_for(layer.weight, x.dtype)
-    if is_channels_last(weight):
+    if not under_transform() and is_channels_last(weight):
         x = x.contiguous(memory_format=torch.channels_last)
     return conv(x, weight, layer.bias.to(x.dtype), layer.padding[0], relu=relu)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -261,10 +261,20 @@ class Flow(Recorded, nn.Module):
 
     def _embed(self, context: Tensor | None, like: Tensor) -> Tensor | None:
         context = self._matched(context, like)
-        context = context if self.embed is None else self.embed(context)
+        context = context if self.embed is None else self._embedded(context)
         if isinstance(context, Tensor) and context.shape[0] == 1 != like.shape[0]:
             return context.expand(like.shape[0], *context.shape[1:])
         return context
+
+    def _embedded(self, context: Tensor | None) -> Tensor:
+        if context is not None:
+            return self.embed(context)
+        try:
+            return self.embed(None)  # a network may have a token for none
+        except (TypeError, AttributeError) as error:
+            raise ValueError(
+                f"this flow embeds a context, by a {type(self.embed).__name__} that takes no None: give it a context"
+            ) from error
 
     def _check_rsample(self) -> None:
         if torch.is_grad_enabled() and not self.base.has_rsample:
@@ -298,6 +308,8 @@ class Flow(Recorded, nn.Module):
         *,
         density: bool,
     ) -> tuple[Tensor, Tensor]:
+        if isinstance(n, float | Sequence):
+            raise ValueError(f"n must be a whole number, how many samples to draw, got {n}")
         if n < 0:
             raise ValueError(f"n must be at least 0, got {n}")
         batch: int | None = None

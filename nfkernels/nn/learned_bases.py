@@ -85,6 +85,8 @@ class StudentT(Base):
         given = torch.as_tensor(df, dtype=torch.float32)
         if not given.is_meta and not bool((given > 0).all() & torch.isfinite(given).all()):
             raise ValueError(f"StudentT needs finite degrees of freedom above 0, got {df}")
+        if given.dim() > len(self.shape) or any(m not in (1, n) for m, n in zip(given.shape[::-1], self.shape[::-1])):
+            raise ValueError(f"StudentT's df must broadcast to its shape {tuple(self.shape)}, got {tuple(given.shape)}")
         log_df = given.log().expand(self.shape).clone()
         self.learned = learned
         if learned:
@@ -103,7 +105,12 @@ class StudentT(Base):
             df = df[..., : z.shape[-1]]
         half = 0.5 * df
         constant = torch.lgamma(half + 0.5) - torch.lgamma(half) - 0.5 * torch.log(math.pi * df)
-        each = constant - (half + 0.5) * torch.log1p(z.square() / df)
+        # log(1 + z^2 / df), where the square of a far draw would overflow.
+        scaled = z * torch.rsqrt(df)
+        far = scaled.abs() > 1
+        near, beyond = torch.where(far, 0.0, scaled), torch.where(far, z, 1.0)
+        log_far = 2 * torch.log(beyond.abs()) - torch.log(df) + torch.log1p(df * beyond.reciprocal().square())
+        each = constant - (half + 0.5) * torch.where(far, log_far, torch.log1p(near.square()))
         if mask is not None:
             each = torch.where(mask, each, 0.0)
         return each.sum(tuple(range(1, each.dim()))) if each.dim() > 1 else each

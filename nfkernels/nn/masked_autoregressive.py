@@ -72,7 +72,7 @@ class MaskedAutoregressive(Bijection):
         if isinstance(conditioner, MaskedMLP):
             _check_network(conditioner, self.transform, features, count)
         self.conditioner, self._with_context = conditioner, takes_context(conditioner)
-        least = conditioner.passes if isinstance(conditioner, MaskedMLP) else 1
+        least = getattr(conditioner, "passes", 1)
         if passes is not None and not least <= passes <= features:
             raise ValueError(f"passes must be from {least} to {features} here, got {passes}")
         self._passes = passes
@@ -203,6 +203,7 @@ class _Inner(nn.Module):
         self.layer = layer
         self.names = [f"layer.{name}" for name, _ in layer.named_parameters()]
         device = next(iter(layer.parameters()), torch.empty(0)).device.type
+        device = "cpu" if device == "meta" else device  # which has no autocast
         self.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
 
     def call(self, what: str, tensors: list[Tensor | None], *args: Any) -> Any:

@@ -145,7 +145,7 @@ class MaskedMLP(Recorded, nn.Module):
         if not self.context_channels:
             refuse_context(context, "MaskedMLP")
             return []
-        context = check_context(context, self.context_channels, "MaskedMLP")
+        context = check_context(context, self.context_channels, "MaskedMLP", dims=2)
         context = context.to(network_dtype(self.first.weight))
         return [layer(context) for layer in self.context]
 

@@ -56,11 +56,11 @@ def reverse_kl(
 
 
 def _log_prob_of_fixed(flow: Flow, x: Tensor, context: Tensor | None) -> Tensor:
-    """``log q(x)``, in which the flow's parameters count as constants."""
+    """``log q(x)``, in which the flow's parameters and its context, another network's output, count as constants."""
     fixed = {name: p.detach() for name, p in flow.named_parameters(prefix="flow")}
     if context is None or (context := torch.as_tensor(context, device=x.device)).dim() == 0:
         return call_with(_LogProb(flow), fixed, (x, context))
-    context = context.repeat(x.shape[0], *[1] * (context.dim() - 1))
+    context = context.detach().repeat(x.shape[0], *[1] * (context.dim() - 1))
     log_q = call_with(_LogProb(flow), fixed, (x.flatten(0, 1), context))
     return log_q.unflatten(0, x.shape[:2])
 

@@ -56,6 +56,20 @@ def test_at_the_optimum_the_path_gradient_has_no_noise():
     assert found[False] > 1e-2
 
 
+def test_nor_has_that_of_the_context():
+    """An encoder's output is a parameter, too."""
+    flow = N.Flow(N.DiagonalPrior(2, context_channels=2), N.StandardNormal(2))
+    with torch.no_grad():
+        for p in flow.parameters():
+            p.add_(torch.randn_like(p))
+    context = torch.randn(3, 2, requires_grad=True)
+    optimum = flow.to_distribution(context.detach())
+    for p in flow.parameters():
+        p.requires_grad_(False)
+    flow.reverse_kl(optimum.log_prob, 16, context, path_gradient=True).backward()
+    assert context.grad.abs().max() < 1e-6
+
+
 @pytest.mark.parametrize("kind", [models.IAF, models.MAF, models.RealNVP])
 def test_both_gradients_have_one_mean(kind):
     """Off the optimum, with many samples, in every parameter."""

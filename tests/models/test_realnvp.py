@@ -142,6 +142,14 @@ def test_images_of_a_class():
     assert flow.sample(3, labels[:2]).shape == (3, 2, 1, 8, 8)
 
 
+@pytest.mark.parametrize("network", ["conv", "residual"])
+def test_function_transforms_of_images(network):
+    flow = moved(models.RealNVP(shape=(1, 4, 4), image=True, hidden=4, network=network))
+    x = torch.rand(2, 1, 4, 4)
+    each = torch.func.vmap(lambda v: flow.log_prob(v[None])[0])(x)
+    torch.testing.assert_close(each, flow.log_prob(x), rtol=1e-4, atol=1e-4)
+
+
 def test_a_short_training_of_images():
     """Slopes of brightness, with their neighbours' values the same to within the noise."""
     flow = models.RealNVP(shape=(1, 4, 4), image=True, hidden=8, couplings=2, grey_levels=16)
@@ -170,6 +178,19 @@ def test_a_short_training_of_images():
             "unknown network 'mlp': expected one of 'conv', 'r",
         ),
         (lambda: models.RealNVP((1, 8, 8)), r"takes the number of features, at least 1, got \(1, 8, 8\)"),
+        (lambda: models.RealNVP(shape=(1, 8, 8)), r"or shape= with image=True: got shape=\(1, 8, 8\)"),
+        (lambda: models.RealNVP(3, shape=(1, 8, 8), image=True), r"takes one shape, got 3 and shape=\(1, 8, 8\)"),
+        (lambda: models.RealNVP(3, hidden=0), "RealNVP needs networks of hidden width at least 1, got hidden=0"),
+        (lambda: models.NSF(3, hidden=0), "NSF needs networks of hidden width at least 1, got hidden=0"),
+        (lambda: models.RealNVP(3, image=False).sample(2.5), "n must be a whole number, .* got 2.5"),
+        (
+            lambda: models.RealNVP(3, context=1, embed=torch.nn.Embedding(4, 1)).log_prob(torch.zeros(2, 3)),
+            "embeds a context, by a Embedding that takes no None: give it a context",
+        ),
+        (
+            lambda: models.RealNVP(3, context=2).log_prob(torch.zeros(2, 3), torch.zeros(2, 2, 2)),
+            r"this MLP takes a context \[B, 2\], got shape \(2, 2, 2\)",
+        ),
         (lambda: models.RealNVP(3, layers=0), "RealNVP needs at least 1 layer, got 0"),
         (lambda: models.RealNVP(3, scale_map="logistic"), "unknown scale map 'logistic'"),
         (

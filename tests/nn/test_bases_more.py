@@ -105,6 +105,19 @@ def test_degrees_of_freedom_learn_from_data_and_through_samples():
     assert list(N.StudentT(2, 3.0).parameters()) == []
 
 
+def test_far_draws_of_student_t_have_a_density():
+    base = N.StudentT(1, 0.5, learned=True)
+    z = torch.tensor([[1e15], [1e30], [-3e38]], requires_grad=True)
+    found = base.log_prob(z)
+    exact = D.StudentT(torch.tensor(0.5, dtype=torch.float64)).log_prob(z.double()).sum(1)
+    torch.testing.assert_close(found, exact.float(), rtol=1e-5, atol=0)
+    found.sum().backward()
+    torch.testing.assert_close(z.grad, (-1.5 / z).detach())
+    assert torch.isfinite(base.log_df.grad).all()
+    at_one = torch.tensor([[0.0], [math.sqrt(0.5)], [-0.8], [0.2]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(base.double().log_prob, at_one)
+
+
 def test_gradients_through_samples_of_a_mixture_are_refused():
     flow = N.Flow(N.DiagonalLinear(2), N.MixtureNormal(2, 3))
     for act in (flow.rsample, flow.rsample_and_log_prob, lambda n: flow.reverse_kl(lambda x: x.sum(1), n)):
@@ -202,6 +215,9 @@ def test_a_normal_that_depends_on_the_context():
         (lambda: N.MixtureNormal(2, 0), "needs at least 1 component, got 0"),
         (lambda: N.MixtureNormal(2, 3).sample(2, temperature=-1.0), "temperature must be a finite number"),
         (lambda: N.MixtureNormal(2, 3).log_prob(torch.zeros(2, 3)), r"this base is over \(2,\), got"),
+        (lambda: N.StudentT(2, torch.ones(3)), r"df must broadcast to its shape \(2,\), got \(3,\)"),
+        (lambda: N.Uniform(2, 0.0, math.inf), "Uniform needs low < high, both finite, got 0.0 and inf"),
+        (lambda: N.StandardNormal(-1), r"over a shape of numbers from 0 on, got \(-1,\)"),
         (lambda: N.StudentT(2, 0.0), "finite degrees of freedom above 0, got 0.0"),
         (lambda: N.StudentT(2, torch.tensor([1.0, math.inf])), "finite degrees of freedom above 0"),
     ],
