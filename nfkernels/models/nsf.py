@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.actnorm import ActNorm
-from ..nn.bases import Base, StandardNormal
+from ..nn.bases import Base, DiagonalNormal, StandardNormal, Uniform
 from ..nn.bijection import Bijection, Chain
 from ..nn.circle import (
     CircularNormal,
@@ -26,6 +26,7 @@ from ..nn.conditioners import Activation
 from ..nn.coupling import Coupling, SplineCoupling
 from ..nn.elementwise_spline import ElementwiseSpline
 from ..nn.flow import Flow
+from ..nn.learned_bases import MixtureNormal, StudentT
 from ..nn.masked_autoregressive import MaskedAutoregressive
 from ..nn.masked_mlp import MaskedMLP
 from ..nn.standardize import Standardize
@@ -61,7 +62,7 @@ class NSF(Flow):
         network, activation, dropout: of the conditioners, ``"residual"`` (:class:`ResidualNet`, as in the paper) or
             ``"mlp"``. Raw widths and heights are divided by ``sqrt(hidden)``, as nflows does.
         actnorm: an :class:`ActNorm` before every coupling but the first (of columns that are no angles).
-        base: any base over ``(D,)``; N(0, I) by default.
+        base: any base over ``(D,)``; N(0, I) by default. One for angles must be periodic where they are.
 
     Every layer starts as the identity, up to permutations. One column has nothing to be coupled to: its flow is made of
     elementwise splines, whose parameters are learned or, given a context, a network's.
@@ -121,9 +122,25 @@ class NSF(Flow):
         parts += _between(linear, False, torch.zeros_like(angles), plain, bound)
         default = partial(CircularNormal, circular=circular, low=-bound, high=bound)
         base = base_over(features, base, default if angles.any() else StandardNormal)
+        if angles.any():
+            _check_periodic(base, angles, bound)
         super().__init__(Chain(parts), base, embed=embed)
         self.features = features
         self.event_shape = torch.Size((features,))
+
+
+def _check_periodic(base: Base, angles: Tensor, bound: float) -> None:
+    """What of a base's mass lies beyond an angle's interval would be missing from the density."""
+    fits = not isinstance(base, StandardNormal | DiagonalNormal | MixtureNormal | StudentT)
+    if isinstance(base, CircularNormal | Uniform):
+        fits = (base.low, base.high) == (-bound, bound)
+        fits = fits and (isinstance(base, Uniform) or base.circular.tolist() == angles.tolist())
+    if not fits:
+        columns = angles.nonzero()[:, 0].tolist()
+        raise ValueError(
+            f"columns {columns} are angles, whose base must be periodic on [{-bound}, {bound}), got {base}: leave base "
+            f"out, or give CircularNormal({len(angles)}, {columns}, low={-bound}, high={bound})"
+        )
 
 
 def _onto_one_interval(

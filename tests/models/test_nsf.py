@@ -170,6 +170,14 @@ def test_angles_are_periodic_in_data_networks_and_density():
     torch.testing.assert_close(density, density[:1].expand(3), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("base", [N.CircularNormal(1, low=-3.0, high=3.0), N.Uniform(1, -3.0, 3.0)])
+def test_bases_of_angles_of_ones_own(base):
+    flow = moved(models.NSF(1, **SMALL, circular=[0], base=base))
+    x = torch.linspace(-math.pi, math.pi, 501)[:, None]
+    with torch.no_grad():
+        assert abs(torch.trapezoid(flow.log_prob(x[1:-1]).exp(), x[1:-1, 0]).item() - 1) < 0.02
+
+
 def test_every_angle_has_its_own_interval():
     flow = moved(models.NSF(3, **SMALL, circular=(2, 0), interval=((0, 24), (-180, 180))))
     x = flow.sample(500)
@@ -200,6 +208,14 @@ MISTAKES = {
     "embed": (lambda: models.NSF(2, embed=torch.nn.Linear(2, 2)), "an embed= network but context=0: give the width"),
     "context": (lambda: models.NSF(2, context=-1), "context is the width of what the networks are given.*got -1"),
     "base": (lambda: models.NSF(2, base=N.StandardNormal(3)), r"base of a flow over 2 features .* got \(3,\)"),
+    "base of angles": (
+        lambda: models.NSF(2, circular=[1], base=N.StudentT(2)),
+        r"columns \[1\] are angles, .* leave base out, or give CircularNormal\(2, \[1\], low=-3.0, high=3.0\)",
+    ),
+    "base's period": (
+        lambda: models.NSF(2, circular=[1], base=N.CircularNormal(2, [1])),
+        r"must be periodic on \[-3.0, 3.0\), got CircularNormal",
+    ),
     "circular": (lambda: models.NSF(2, circular=[2]), "circular names columns 0 to 1, got 2"),
     "interval": (lambda: models.NSF(2, circular=[1], interval=(1, 1)), "NSF needs a period from low to a higher high"),
     "intervals": (
