@@ -64,6 +64,9 @@ def new_run(options: argparse.Namespace) -> tuple[dict[str, Any], Parts]:
 
 def old_run(options: argparse.Namespace, config: dict[str, Any], folder: RunFolder) -> tuple[dict[str, Any], Parts]:
     """The configuration and data of a run to resume; an option that would make it another run is refused."""
+    wrong = foreign(options, "images")
+    if wrong:
+        raise TrainingError(f"{wrong[0]} is for tables, and {folder.path} is a run on images")
     data, model = config["data"], config["model"]
     missing = {"shape", "levels", "steps", "hidden", "classes"} - model.keys()
     if missing:
@@ -73,6 +76,7 @@ def old_run(options: argparse.Namespace, config: dict[str, Any], folder: RunFold
         TRAIN[option].flag: (getattr(options, option), model.get(name, TRAIN[option].default))
         for option, name in GLOW_ARGUMENTS.items()
     }
+    asked["--model"] = (options.model, "glow")
     asked["--classes"] = (options.classes, bool(model.get("classes")))
     asked["--channels"] = (options.channels, data.get("channels"))
     asked["--size"] = (options.size, data.get("size"))

@@ -221,6 +221,10 @@ def test_sample_mistakes_are_one_sentence(capsys, table_run, arguments, sentence
 def test_what_is_for_the_other_kind_of_data_is_refused(capsys, people, table_run, digits_run):
     assert "is a flow over a table" in refused(capsys, "interpolate", table_run)
     assert "--importance-samples is for images" in refused(capsys, "evaluate", table_run, "--importance-samples", 2)
+    assert "--columns is for tables" in refused(capsys, "train", "--resume", digits_run, "--columns", "a")
+    assert "--model maf differs from the run's glow" in refused(
+        capsys, "train", "--resume", digits_run, "--model", "maf"
+    )
     assert "--context is for tables" in refused(capsys, "sample", digits_run, "--context", "a=1")
     assert "--out is for tables" in refused(capsys, "evaluate", digits_run, "--out", "x.csv")
     assert "--kernel is for images" in refused(capsys, "train", "--data", people, "--kernel", 5)
