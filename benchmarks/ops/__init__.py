@@ -6,6 +6,7 @@ from ..case import Op
 from . import (
     affine_coupling,
     autoregressive_conv,
+    autoregressive_inverse,
     channel_mix,
     coupling_mix,
     dequantize,
@@ -24,6 +25,7 @@ TABLES = (
     lu_compose,
     lu_linear,
     autoregressive_conv,
+    autoregressive_inverse,
     rational_quadratic_spline,
 )
 

@@ -9,7 +9,7 @@
 namespace nf {
 namespace {
 
-constexpr int64_t kAffine = 0;  // the first number of a form
+constexpr int64_t kAffine = 0, kSpline = 1;  // the first number of a form
 
 struct Network {
   std::vector<Tensor> weights;
@@ -61,6 +61,22 @@ void fill_layers(AutoregressiveInverse& k, const Tensor& z, const Network& net, 
   check_shape(k.layer[layers].width == k.features * k.per_feature, "the last weight must have each feature's params");
 }
 
+void fill_transform(AutoregressiveInverse& k, const std::vector<int64_t>& form, const std::vector<double>& c) {
+  if (form.size() == 3 && form[0] == kSpline && c.size() == 9) {
+    check_shape(form[1] >= 2 && form[1] <= kSplineMostBins && (form[2] & 3) < 3, "a spline has 2 to 64 bins");
+    unpack_form(k.spline, form[1], form[2]);
+    k.spline.numbers = {c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8]};
+    k.per_feature = k.spline.count();
+    return;
+  }
+  check_shape(form.size() == 2 && form[0] == kAffine && c.size() == 5, "unknown elementwise transform");
+  unpack_form(k.affine, form[1]);
+  k.affine.constants = {c[0], c[1], c[2], c[3], c[4]};
+  k.affine.transformed = 1;
+  k.per_feature = k.affine.has_scale() ? 2 : 1;
+  check_shape(k.affine.interleaved || !k.affine.has_scale(), "params must lie feature by feature");
+}
+
 #ifndef NF_CUDA
 // The kernels index by the table's numbers; a GPU's cannot be looked at without waiting for it.
 void check_table(const AutoregressiveInverse& k) {
@@ -87,17 +103,12 @@ std::tuple<Tensor, Tensor> autoregressive_inverse_forward(Tensor z, std::vector<
   k.data = dtype_of(z);
   check_shape(k.data == DType::f32 || k.data == DType::f64, "z must be float32 or float64");
   check_shape(activation >= 0 && activation <= static_cast<int>(Activation::tanh), "unknown activation");
-  check_shape(form.size() == 2 && form[0] == kAffine && constants.size() == 5, "unknown elementwise transform");
   k.batch = z.size(0);
   k.features = z.size(1);
   k.passes = passes;
   k.activation = static_cast<Activation>(activation);
   k.final_activation = final_activation;
-  unpack_form(k.affine, form[1]);
-  k.affine.constants = {constants[0], constants[1], constants[2], constants[3], constants[4]};
-  k.affine.transformed = 1;
-  k.per_feature = k.affine.has_scale() ? 2 : 1;
-  check_shape(k.affine.interleaved || !k.affine.has_scale(), "params must lie feature by feature");
+  fill_transform(k, form, constants);
   fill_layers(k, z, {std::move(weights), std::move(biases), std::move(contexts)}, residual);
   check_shape(passes >= 0 && passes <= k.features && table.scalar_type() == ScalarType::Int && table.is_contiguous() &&
                   table.numel() == (passes + 1) * (k.layers + 1) + k.features,

@@ -11,6 +11,7 @@
 #include "affine_coupling_block.h"
 #include "mix_tile.h"
 #include "processor.h"
+#include "rational_quadratic_spline_rows.h"
 
 namespace nf {
 namespace NF_ISA {
@@ -29,15 +30,15 @@ constexpr int kUnits = [] {
   return fit < 1 ? 1 : fit > 8 ? 8 : fit;
 }();
 
-// sum[r] += sum_k w[r * pitch + at(k)] in[at(k)], for R units; `order` gives at(k), or is null for k itself.
+// sum[r * step] += sum_k w[r * pitch + at(k)] in[at(k)], for R units; `order` gives at(k), or is null for k itself.
 template <typename T, int N, int R, bool ordered>
-void add_products(const T* w, int64_t pitch, const T* in, int64_t count, const int32_t* order, T* sum) {
+void add_products(const T* w, int64_t pitch, const T* in, int64_t count, const int32_t* order, T* sum, int64_t step) {
   using V = Simd<T>;
   constexpr int n = N / V::lanes;
   typename V::type acc[R][n];
   NF_UNROLL
   for (int r = 0; r < R; ++r) NF_UNROLL
-  for (int i = 0; i < n; ++i) acc[r][i] = V::load(sum + r * N + i * V::lanes);
+  for (int i = 0; i < n; ++i) acc[r][i] = V::load(sum + r * step + i * V::lanes);
   for (int64_t k = 0; k < count; ++k) {
     const int64_t at = ordered ? order[k] : k;
     typename V::type value[n];
@@ -49,15 +50,16 @@ void add_products(const T* w, int64_t pitch, const T* in, int64_t count, const i
   }
   NF_UNROLL
   for (int r = 0; r < R; ++r) NF_UNROLL
-  for (int i = 0; i < n; ++i) V::store(sum + r * N + i * V::lanes, acc[r][i]);
+  for (int i = 0; i < n; ++i) V::store(sum + r * step + i * V::lanes, acc[r][i]);
 }
 
 template <typename T, int N, int R = kUnits<T, N>>
-void add_products(int rows, const T* w, int64_t pitch, const T* in, int64_t count, const int32_t* order, T* sum) {
+void add_products(int rows, const T* w, int64_t pitch, const T* in, int64_t count, const int32_t* order, T* sum,
+                  int64_t step) {
   if (rows == R)
-    return order ? add_products<T, N, R, true>(w, pitch, in, count, order, sum)
-                 : add_products<T, N, R, false>(w, pitch, in, count, order, sum);
-  if constexpr (R > 1) add_products<T, N, R - 1>(rows, w, pitch, in, count, order, sum);
+    return order ? add_products<T, N, R, true>(w, pitch, in, count, order, sum, step)
+                 : add_products<T, N, R, false>(w, pitch, in, count, order, sum, step);
+  if constexpr (R > 1) add_products<T, N, R - 1>(rows, w, pitch, in, count, order, sum, step);
 }
 
 template <typename T, Activation kind>
@@ -108,7 +110,7 @@ template <typename T, int N>
 struct Tile {
   const InverseJob<T>& job;
   const AutoregressiveInverse& k;
-  Buffer<T> x, units, sums, params;  // sums: of hidden layers, before their activation
+  Buffer<T> x, units, sums, params, powers;  // sums: of hidden layers, before their activation
   alignas(64) T total[N];
 
   explicit Tile(const InverseJob<T>& j)
@@ -117,17 +119,18 @@ struct Tile {
         x(k.features * N),
         units(j.start[k.layers] * N),
         sums(j.start[k.layers] * N),
-        params(k.per_feature * N) {}
+        params(k.per_feature * (k.spline.bins ? kSplineRow : N)),
+        powers(2 * k.spline.bins * kSplineRow) {}
 
   const T* input(int i) const { return i == 0 ? x.data : units.data + job.start[i - 1] * N; }
 
   // sum += W in for rows [first, last) of a layer's weight, over the first `count` of what it sees.
-  void multiply(int i, int64_t first, int64_t last, int64_t count, T* sum) const {
+  void multiply(int i, int64_t first, int64_t last, int64_t count, T* sum, int64_t step = N) const {
     const MaskedLayer& layer = k.layer[i];
     for (int64_t r = first; r < last; r += kUnits<T, N>) {
       const int rows = static_cast<int>(last - r < kUnits<T, N> ? last - r : kUnits<T, N>);
       add_products<T, N>(rows, static_cast<const T*>(layer.weight) + r * layer.inputs, layer.inputs, input(i), count,
-                         i == 0 ? k.order() : nullptr, sum + (r - first) * N);
+                         i == 0 ? k.order() : nullptr, sum + (r - first) * step, step);
     }
   }
 
@@ -162,12 +165,19 @@ struct Tile {
   void feature(int64_t f, int64_t known) {
     const auto* bias = static_cast<const T*>(k.layer[k.layers].bias);
     const int64_t first = f * k.per_feature;
+    const int64_t step = k.spline.bins ? kSplineRow : N;
     for (int64_t p = 0; p < k.per_feature; ++p)
-      for (int s = 0; s < N; ++s) params.data[p * N + s] = bias ? bias[first + p] : T(0);
-    multiply(k.layers, first, first + k.per_feature, known, params.data);
-    alignas(64) T y[N], log_s[N], one[N], zero[N];
-    for (int s = 0; s < N; ++s) one[s] = T(1), zero[s] = T(0);
+      for (int s = 0; s < N; ++s) params.data[p * step + s] = bias ? bias[first + p] : T(0);
+    multiply(k.layers, first, first + k.per_feature, known, params.data, step);
     T* row = x.data + f * N;
+    alignas(64) T log[N];
+    k.spline.bins ? spline_rows(k.spline, params.data, powers.data, row, log, N) : affine(row, log);
+    for (int s = 0; s < N; ++s) total[s] += log[s];
+  }
+
+  void affine(T* row, T* log) {
+    alignas(64) T y[N], one[N], zero[N];
+    for (int s = 0; s < N; ++s) one[s] = T(1), zero[s] = T(0);
     Block<T> block{};
     block.x = row;
     block.t = params.data + k.affine.shift_offset(1) * N;
@@ -175,10 +185,9 @@ struct Tile {
     block.g = one;
     block.log_g = zero;
     block.y = y;
-    block.log_s = log_s;
+    block.log_s = log;
     job.couple(block, N, job.constants, k.affine.negate_shift ? T(-1) : T(1));
     std::memcpy(row, y, sizeof y);
-    for (int s = 0; s < N; ++s) total[s] += log_s[s];
   }
 
   void run(int64_t b, int count) {

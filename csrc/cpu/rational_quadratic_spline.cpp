@@ -7,6 +7,7 @@
 
 #include "isa.h"
 #include "processor.h"
+#include "rational_quadratic_spline_rows.h"
 #include "rational_quadratic_spline_tile.h"
 
 namespace nf {
@@ -178,7 +179,28 @@ void backward(const SplineForm& k, const SplineBackward& io, const Launch& on) {
   if (job.walk.units) on.parallel(job.walk.units, job.walk.grain(), &job, BackwardJob<T>::body);
 }
 
+template <typename T>
+void transform_rows(const SplineForm& k, T* raw, T* powers, T* x, T* log, int n) {
+  static_assert(kSplineRow == kTile);
+  Block<T> block;
+  block.raw = raw;
+  block.powers = powers;
+  std::memcpy(block.x, x, n * sizeof(T));
+  const SplineConstants<T> constants = spline_constants<T>(k);
+  k.softclip ? forward_block<T, true>(block, k, n, constants) : forward_block<T, false>(block, k, n, constants);
+  std::memcpy(x, block.y, n * sizeof(T));
+  std::memcpy(log, block.log, n * sizeof(T));
+}
+
 }  // namespace
+
+void spline_rows(const SplineForm& k, float* raw, float* powers, float* x, float* log, int n) {
+  transform_rows(k, raw, powers, x, log, n);
+}
+
+void spline_rows(const SplineForm& k, double* raw, double* powers, double* x, double* log, int n) {
+  transform_rows(k, raw, powers, x, log, n);
+}
 
 void rational_quadratic_spline_forward(const SplineForm& k, const SplineForward& io, const Launch& on) {
   k.data == DType::f64 ? forward<double>(k, io, on) : forward<float>(k, io, on);

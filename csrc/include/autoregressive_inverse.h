@@ -3,6 +3,7 @@
 #pragma once
 
 #include "affine_coupling.h"
+#include "rational_quadratic_spline.h"
 
 namespace nf {
 
@@ -29,7 +30,8 @@ struct AutoregressiveInverse {
   Activation activation;
   bool final_activation;  // between the last hidden layer and the params
   int64_t per_feature;    // params
-  Coupling affine;        // f: its map, formula and direction
+  Coupling affine;        // f where it is affine: its map, formula and direction
+  SplineForm spline;      // f where it is a spline; without bins where it is not
   // Counts of features of degrees below 0 .. passes; the features in the order of their degrees; counts of each hidden
   // layer's units likewise.
   const int32_t* table;

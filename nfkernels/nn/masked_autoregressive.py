@@ -117,11 +117,13 @@ class MaskedAutoregressive(Bijection):
     def _fused(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """All passes in one op, which has its own gradient; None where no kernel knows this layer."""
         transform = self.transform
-        if not isinstance(transform, AffineTransform) or not getattr(self.conditioner, "fused", False):
+        if not getattr(self.conditioner, "fused", False):
             return None
         network = self._network(z, context)
         if network is None:
             return None
+        if isinstance(transform, SplineTransform):
+            return autoregressive_inverse(z, transform=transform.spline, **network)
         layout = transform.layout.removesuffix("_interleaved")
         return autoregressive_inverse(z, transform=transform.scale_map, order=transform.order, layout=layout, **network)
 

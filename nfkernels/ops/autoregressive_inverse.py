@@ -12,11 +12,15 @@ from torch import Tensor
 
 from ..reference import autoregressive_inverse as reference
 from ..reference.affine_coupling import compute_dtype
-from ..reference.autoregressive_inverse import AFFINE, Activation, Shape, Transform
+from ..reference.autoregressive_inverse import AFFINE, SPLINE, Activation, Shape, Transform
+from ..reference.rational_quadratic_spline import Form as SplineForm
 from ..reference.scale_map import ScaleMap
+from ..reference.spline import Spline
 from ._layout import canonical
 from ._library import define, forced_backend, under_transform
-from .affine_coupling import _FLOATS, OrderName, _choice, _like, form_of
+from .affine_coupling import _FLOATS, OrderName, _AffineCoupling, _choice, _like, form_of
+from .rational_quadratic_spline import _RationalQuadraticSpline
+from .rational_quadratic_spline import form_of as spline_form_of
 
 ActivationName = Literal["relu", "leaky_relu", "elu", "silu", "tanh"]
 PairName = Literal["scale_shift", "shift_scale"]
@@ -180,7 +184,7 @@ def _implicit(ctx, x, z, tensors, dx, dlogdet) -> list[Tensor | None]:
         degrees = reference.degrees_of(ctx.table, z.shape[1], widths, ctx.shape.passes)
         masked = reference.masked_weights(weights, degrees, x.dtype)
         params = reference.network(known, masked, biases, contexts, ctx.shape)
-        out, total = reference.elementwise(leaves[0], params, ctx.transform)
+        out, total = _elementwise(leaves[0], params, ctx.transform)
     g = torch.zeros_like(x) if dx is None else dx
     if dlogdet is not None and ctx.shape.passes > 1:
         (through,) = _gradients([total], [known], [dlogdet], retain_graph=True)
@@ -192,6 +196,15 @@ def _implicit(ctx, x, z, tensors, dx, dlogdet) -> list[Tensor | None]:
             break
         u = g + through
     return _gradients([out, total], _wanted(ctx, leaves), [u, dlogdet])
+
+
+def _elementwise(z: Tensor, params: Tensor, transform: Transform) -> tuple[Tensor, Tensor]:
+    """As the reference's, by the transforms' own kernels."""
+    kind, *numbers = transform.form
+    if kind == SPLINE:
+        form = SplineForm(*numbers, *transform.constants)
+        return _RationalQuadraticSpline.apply(z, params, None, None, None, form)
+    return _AffineCoupling.apply(z, params, None, None, None, None, (*numbers, *transform.constants))
 
 
 def _wanted(ctx, inputs) -> list[Tensor]:
@@ -226,7 +239,7 @@ def autoregressive_inverse(
     activation: ActivationName = "relu",
     residual: Sequence[int] | None = None,
     final_activation: bool = True,
-    transform: ScaleMap | str = "exp",
+    transform: ScaleMap | Spline | str = "exp",
     order: OrderName = "scale_first",
     layout: PairName = "scale_shift",
     inverse: bool = True,
@@ -250,9 +263,10 @@ def autoregressive_inverse(
         residual: per hidden layer the number, from 0, of an earlier one of the same degrees whose v is added to its
             own, or -1. ``(-1, -1, 0, -1, 2)`` are two residual blocks.
         final_activation: False: the params are ``W_{L+1} v_L + b_{L+1}``, as after residual blocks.
-        transform: the elementwise f: a :class:`~nfkernels.ScaleMap` or a preset's name (P = 2, or 1 if additive).
-        order: ``"scale_first"``: ``f = x s + t``; ``"shift_first"``: ``f = (x + t) s``.
-        layout: of a feature's two params.
+        transform: the elementwise f: a :class:`~nfkernels.ScaleMap` or the name of one of its presets (P = 2, or 1 if
+            additive), or a :class:`~nfkernels.Spline` (P = ``params_per_element``).
+        order: of affine maps. ``"scale_first"``: ``f = x s + t``; ``"shift_first"``: ``f = (x + t) s``.
+        layout: of a feature's two params, of affine maps.
         inverse: False: ``x_i = f(z_i; p_i(x))``, for layers whose f leads from z to x.
 
     Returns:
@@ -269,8 +283,8 @@ def autoregressive_inverse(
     residual = [-1] * layers if residual is None else list(residual)
     weights, biases = list(weights), list(biases)
     kind = int(_choice(Activation, activation, "activation"))
-    form, packed = form_of(transform, _interleaved(layout), order, "none", inverse)
-    _check(z, weights, biases, contexts, degrees, residual, 2 if form.map.has_scale else 1)
+    options, per_feature = _transform(transform, order, layout, inverse)
+    _check(z, weights, biases, contexts, degrees, residual, per_feature)
     dtype = compute_dtype(z)
     if z.dtype != dtype:
         x, logdet = autoregressive_inverse(
@@ -280,7 +294,6 @@ def autoregressive_inverse(
         return x.to(z.dtype), logdet
     tensors = [None if t is None else t.to(dtype).contiguous() for t in (*weights, *biases, *contexts)]
     shape = Shape(degrees.passes, kind, residual, bool(final_activation))
-    options = Transform([AFFINE, packed[0]], list(packed[1:]))
     table = degrees.table(z)
     if under_transform():
         return reference.forward(z, *_grouped(layers, tensors), table, shape, options)
@@ -292,10 +305,15 @@ def autoregressive_inverse(
     return _forward(canonical(z), *_grouped(layers, tensors), table, *shape, *options)
 
 
-def _interleaved(layout: str) -> str:
+def _transform(transform: ScaleMap | Spline | str, order: str, layout: str, inverse: bool) -> tuple[Transform, int]:
+    """The elementwise transform for the raw op, and how many params a feature has."""
     if layout not in ("scale_shift", "shift_scale"):
         raise ValueError(f"unknown layout {layout!r}: expected scale_shift or shift_scale")
-    return f"{layout}_interleaved"
+    if isinstance(transform, Spline):
+        packed = spline_form_of(transform, inverse, False)
+        return Transform([SPLINE, *packed[:2]], list(packed[2:])), packed.count
+    form, packed = form_of(transform, f"{layout}_interleaved", order, "none", inverse)
+    return Transform([AFFINE, packed[0]], list(packed[1:])), 2 if form.map.has_scale else 1
 
 
 def _check(z, weights, biases, contexts, degrees: Degrees, residual, per_feature: int) -> None:

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import affine_coupling
-from .affine_coupling import Form, compute_dtype
+from . import affine_coupling, rational_quadratic_spline
+from .affine_coupling import compute_dtype
 from .lu_compose import no_autocast
 
 
@@ -55,7 +55,8 @@ class Transform(NamedTuple):
     constants: Sequence[float]
 
 
-AFFINE = 0  # the first number of a form
+# The first number of a form: an affine map's one more, a spline's two.
+AFFINE, SPLINE = 0, 1
 
 
 def forward(
@@ -96,9 +97,11 @@ def network(x: Tensor, weights, biases, contexts, shape: Shape) -> Tensor:
 
 def elementwise(z: Tensor, params: Tensor, transform: Transform) -> tuple[Tensor, Tensor]:
     """Every feature by its own params, as if all were known: ``(x, logdet [B])``."""
-    if transform.form[0] != AFFINE:
-        raise NotImplementedError(f"no elementwise transform has the number {transform.form[0]}")
-    form = Form.unpack(transform.form[1], *transform.constants)
+    kind, *numbers = transform.form
+    if kind == SPLINE:
+        form = rational_quadratic_spline.Form(*numbers, *transform.constants)
+        return rational_quadratic_spline.forward(z, params, None, None, None, form)
+    form = affine_coupling.Form.unpack(*numbers, *transform.constants)
     return affine_coupling.forward(z, params, None, None, None, None, form)
 
 

@@ -31,6 +31,7 @@ N = 2 * 8 * 4 * 4  # elements; 4 bytes each
         ("channel_mix", BACKWARD, "", 3),
         ("coupling_mix", FORWARD, "", 3),
         ("coupling_mix", BACKWARD, "", 5),
+        ("autoregressive_inverse", INVERSE, "", 2),
         ("lu_linear", FORWARD, "", 2),
         ("lu_linear", INVERSE, "", 2),
         ("lu_linear", STEP, "", 5),
@@ -75,8 +76,9 @@ def test_cases_are_distinct_and_have_a_headline(name, kind):
     assert all(c.op == name and HEADLINE <= c.importance <= EXTRA for c in cases)
 
 
-# A network's matrices: bound by latency. Splines: a gigabyte of data would have 23 of params.
-SMALL = {"lu_compose", "rational_quadratic_spline"}
+# A network's matrices: bound by latency. Splines: a gigabyte of data would have 23 of params. Masked networks: bound by
+# their products.
+SMALL = {"lu_compose", "rational_quadratic_spline", "autoregressive_inverse"}
 
 
 @pytest.mark.parametrize("name", [n for n in OPS if n not in SMALL])

@@ -4,6 +4,7 @@ in the emulator. `machine_code.py` puts them in its table."""
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -51,11 +52,24 @@ def calls():
             torch.randn(64, 12).to(raw).requires_grad_(),
         )
         yield ops.affine_coupling(rows, raw_rows)
+        if data in (torch.float32, torch.float64):
+            for batch, transform in itertools.product((64, 8192), (ops.ScaleMap.exp(), ops.Spline())):
+                yield masked_inverse(torch.randn(batch, 6, dtype=data), transform)
         for channels in (12, 48, 64, 512):
             triangle = torch.zeros(1, channels, channels, dtype=arithmetic, requires_grad=True)
             yield ops.lu_compose(triangle, triangle, torch.zeros(1, channels, dtype=arithmetic))
         yield ops.dequantize(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ops.random_key(0), dtype=data)
         yield ops.dequantize(torch.zeros(2, 3, 8, 8, dtype=data, requires_grad=True), ops.random_key(0), alpha=0.05)
+
+
+def masked_inverse(z, transform):
+    """Of two layers of 64 units, at zero weights."""
+    from nfkernels import ops
+
+    degrees = ops.Degrees(range(6), [sorted(i % 5 + 1 for i in range(64))] * 2)
+    params = getattr(transform, "params_per_element", 2)
+    weights = [torch.zeros(mask.shape, dtype=z.dtype) for mask in degrees.masks(params)]
+    return ops.autoregressive_inverse(z, weights, [None] * 3, degrees, transform=transform)
 
 
 def main() -> None:
