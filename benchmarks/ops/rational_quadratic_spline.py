@@ -31,13 +31,17 @@ def spline_of(variant: str):
 
 
 def inputs(case: Case, device: torch.device) -> Inputs:
-    """Bins about as wide as they are at a network's start: the gate compares errors, and narrow bins amplify them."""
-    batch, channels, *spatial = case.shape
-    count = channels * spline_of(case.variant).params_per_element
-    params = torch.randn(batch, count, *spatial, device=device, dtype=case.params).mul_(0.3)
+    """Bins alike but for noise, and every element in the middle of one: beside a knot gradients jump, and which bin is
+    meant is a matter of rounding."""
+    spline, (batch, channels, *spatial) = spline_of(case.variant), case.shape
+    params = torch.randn(batch, channels, spline.params_per_element, *spatial, device=device, dtype=case.params)
+    params[:, :, : 2 * spline.bins].mul_(0.02)
+    params = params.flatten(1, 2)
     if case.channels_last:
         params = params.contiguous(memory_format=torch.channels_last)
-    return {"x": torch.randn(case.shape, device=device).mul_(1.5).to(case.dtype), "params": params}
+    place = torch.randint(spline.bins, case.shape, device=device) + 0.2 + 0.6 * torch.rand(case.shape, device=device)
+    x = spline.low + (spline.high - spline.low) / spline.bins * place
+    return {"x": x.to(case.dtype), "params": params}
 
 
 def call(variant: str):
