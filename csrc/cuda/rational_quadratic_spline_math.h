@@ -106,6 +106,19 @@ struct Exponentials {
   }
 };
 
+// A sum that keeps what its roundings lost: knots are as good as sums in double.
+template <typename T>
+struct RunningSum {
+  T value, lost = T(0);
+
+  NF_DEVICE explicit RunningSum(T start) : value(start) {}
+  NF_DEVICE void add(T v) {
+    const T wanted = v - lost, next = value + wanted;
+    lost = (next - value) - wanted;
+    value = next;
+  }
+};
+
 // A bin in both directions: `own` is the one that was searched.
 template <typename T>
 struct FoundBin {
@@ -127,13 +140,15 @@ NF_DEVICE FoundBin<T> find_bin(T v, const Exponentials<T, K>& own, const Exponen
   found.other = by_y ? k.c.low : k.c.bottom;
   found.own_size = floor + per * own.at(0, row, from, k);
   found.other_size = other_floor + other_per * other.at(0, row, other_from, k);
-  T knot = found.own + found.own_size, other_knot = found.other + found.other_size;
+  RunningSum<T> knot(found.own), other_knot(found.other);
+  knot.add(found.own_size);
+  other_knot.add(found.other_size);
   const auto step = [&](int i) {
     const T size = floor + per * own.at(i, row, from, k);
     const T other_size = other_floor + other_per * other.at(i, row, other_from, k);
-    if (v >= knot) found = {i, knot, size, other_knot, other_size};
-    knot += size;
-    other_knot += other_size;
+    if (v >= knot.value) found = {i, knot.value, size, other_knot.value, other_size};
+    knot.add(size);
+    other_knot.add(other_size);
   };
   if constexpr (K > 0) {
 #pragma unroll

@@ -92,7 +92,9 @@ def check(got, plain, exact):
         else:
             error, theirs = ((t.double() - c).abs().flatten().sort().values for t in (a, b))
             for place in (len(error) // 2, len(error) * 95 // 100):
-                assert error[place] <= 2 * theirs[place] + 4 * EPS[a.dtype] * c.abs().max()
+                # A few sums are as good as their worst elements: whose those are is chance.
+                times = 2 if len(error) >= 20 else 16
+                assert error[place] <= times * theirs[place] + 4 * EPS[a.dtype] * c.abs().max()
 
 
 # --- against the reference --------------------------------------------------------------------------------------------
