@@ -2,6 +2,8 @@
 
 #include "../include/rational_quadratic_spline.h"
 
+#include <vector>
+
 #include "../include/kernels.h"
 #include "register.h"
 #include "run.h"
@@ -32,6 +34,24 @@ SplineForm form_of(const Tensor& x, const Tensor& params, const OptionalTensor& 
   k.channel_map = channel_map_of(x, channel_map);
   k.mask = mask_of(x, mask);
   return k;
+}
+
+// Whether the map names every channel of params exactly once. On a GPU nobody looks: false.
+bool names_each_once(const SplineForm& k) {
+#ifdef NF_CUDA
+  return false;
+#else
+  std::vector<char> named(k.transformed, 0);
+  int64_t count = 0;
+  for (int64_t c = 0; c < k.channels; ++c) {
+    const int64_t j = k.source(c);
+    if (j < 0) continue;
+    if (named[j]) return false;
+    named[j] = 1;
+    ++count;
+  }
+  return count == k.transformed;
+#endif
 }
 
 std::tuple<Tensor, Tensor> rational_quadratic_spline_forward(Tensor x, Tensor params, OptionalTensor channel_map,
@@ -73,7 +93,7 @@ std::tuple<Tensor, Tensor> rational_quadratic_spline_backward(
   Tensor dx = need_dx ? torch::stable::empty_like(x) : new_vector(x, 0, x.scalar_type());
   Tensor dparams = need_dparams ? torch::stable::empty_like(params) : new_vector(params, 0, params.scalar_type());
   // A map that names a params channel twice or never is the caller's error; it must not show uninitialised memory.
-  if (channel_map && need_dparams) torch::stable::zero_(dparams);
+  if (need_dparams && k.channel_map && !names_each_once(k)) torch::stable::zero_(dparams);
   SplineBackward io{};
   io.x = read(x);
   io.params = read(params);

@@ -2,7 +2,9 @@
 // value, memory mostly has the raw values of an element side by side.
 #pragma once
 
+#include <cstdlib>
 #include <cstring>
+#include <new>
 
 #include "convert.h"
 #include "rational_quadratic_spline_block.h"
@@ -12,7 +14,8 @@ namespace nf {
 namespace NF_ISA {
 namespace {
 
-constexpr int64_t kUnit = 2048;  // elements of a sample per unit, about
+constexpr int64_t kUnit = 2048;   // elements of a sample per unit, about
+constexpr int64_t kGrain = 6144;  // elements that are worth waking a thread for
 constexpr int kMostViews = 6;
 
 // Elements of a block: where each is in every tensor, and the unit it belongs to.
@@ -58,13 +61,15 @@ struct Walk {
 
   int64_t grain() const {
     const int64_t each = elements / pieces + 1;
-    return each >= kUnit ? 1 : kUnit / each;
+    return each >= kGrain ? 1 : kGrain / each;
   }
 
   // Calls transform(tile) and pass(tile) for full tiles, and for what is left. Of an element that passes and has
   // params, `unit` is 1, else 0.
   template <typename Transform, typename Pass>
   void visit(int64_t begin, int64_t end, Transform&& transform, Pass&& pass) const {
+    if (k.channel_map && !k.mask.data && k.positions == 1 && !positions_inner && pieces == 1)
+      return visit_table(begin, end, transform, pass);
     Tile tile, through;
     const auto* mask = static_cast<const bool*>(k.mask.data);
     const bool rows = !mask && (!k.channel_map || positions_inner);
@@ -117,6 +122,43 @@ struct Walk {
     }
     if (tile.n) transform(tile);
     if (through.n) pass(through);
+  }
+
+  // The rows of a table whose columns a map chooses from: the same columns in every row.
+  template <typename Transform, typename Pass>
+  void visit_table(int64_t begin, int64_t end, Transform&& transform, Pass&& pass) const {
+    auto* offsets = static_cast<int64_t*>(std::malloc(k.channels * kMostViews * sizeof(int64_t)));
+    if (!offsets) throw std::bad_alloc();
+    // Those that move from the front, those that pass from the back.
+    int64_t moving = 0, last = k.channels;
+    for (int64_t c = 0; c < k.channels; ++c) {
+      const int64_t j = k.source(c), at = j >= 0 ? moving++ : --last;
+      for (int v = 0; v < count; ++v) offsets[v * k.channels + at] = offset(v, 0, c, j < 0 ? 0 : j, 0);
+    }
+    Tile tile, through;
+    const auto put = [&](Tile& t, auto& full, int64_t row, int64_t first, int64_t stop, bool moves) {
+      while (first < stop) {
+        const int m = static_cast<int>(stop - first < kTile - t.n ? stop - first : kTile - t.n);
+        for (int v = 0; v < count; ++v) {
+          if (!views[v]->data) continue;
+          const int64_t start = row * views[v]->b;
+          const int64_t* from = offsets + v * k.channels + first;
+          int64_t* at = t.at[v] + t.n;
+          for (int l = 0; l < m; ++l) at[l] = start + from[l];
+        }
+        for (int l = 0; l < m; ++l) t.unit[t.n + l] = moves ? row : 0;
+        t.n += m;
+        first += m;
+        if (t.n == kTile) full(t), t.n = 0;
+      }
+    };
+    for (int64_t row = begin; row < end; ++row) {
+      put(tile, transform, row, 0, moving, true);
+      put(through, pass, row, moving, k.channels, false);
+    }
+    if (tile.n) transform(tile);
+    if (through.n) pass(through);
+    std::free(offsets);
   }
 };
 

@@ -110,6 +110,11 @@ class Spline:
         if not (math.isfinite(self.prescale) and self.prescale != 0):
             raise ValueError(f"Spline.prescale must be finite and not 0, got {self.prescale}")
         object.__setattr__(self, "packed", self._pack())
+        object.__setattr__(self, "_hash", hash((type(self), self.packed)))
+
+    # Every call of the op looks its form up by it.
+    def __hash__(self) -> int:
+        return self._hash
 
     def _pack(self) -> tuple:
         """What the raw ops take, but for the bits of a call: made once, so that a traced call only reads it."""
