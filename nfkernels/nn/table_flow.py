@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .bijection import Chain
 from .config import Recorded
 from .flow import Flow
-from .standardize import Standardize
+from .standardize import Standardize, fit_to_sample
 
 
 class TableFlow(Flow):
@@ -43,7 +43,7 @@ class TableFlow(Flow):
         embed = flow.embed
         if conditions:
             embed = StandardizedContext(*_numbers(conditions), flow.embed)
-        super().__init__(Chain(Standardize(*_numbers(data)), flow.bijection), flow.base, embed=embed)
+        super().__init__(Chain(StandardizedColumns(*_numbers(data)), flow.bijection), flow.base, embed=embed)
         self.names = [column["name"] for column in data]
         self.context_names = [column["name"] for column in conditions]
         self.dequantizes = any(column["kind"] == "integer" for column in data)
@@ -98,20 +98,44 @@ class TableFlow(Flow):
         return super()._embed(context, like)
 
 
+class StandardizedColumns(Standardize):
+    """``Standardize`` with shifts in double precision: of Julian days float32 would be off by many deviations.
+
+    What float32 leaves of a shift is a buffer of its own, which comes from the arguments and is in no file.
+    """
+
+    def __init__(self, shift: Tensor, scale: Tensor) -> None:
+        super().__init__(shift, scale)
+        self.register_buffer("rest", _rest(shift), persistent=False)
+
+    def _fit(self, x, lengths):
+        shift, scale, mask = super()._fit(x, lengths)
+        return shift + fit_to_sample(self.rest, x, "Standardize", "shift"), scale, mask
+
+
 class StandardizedContext(Recorded, nn.Module):
-    """Contexts ``[B, C]`` in data units to what the conditioners see: ``(c - shift) / scale``, then ``embed``."""
+    """Contexts ``[B, C]`` in data units to what the conditioners see: ``(c - shift) / scale``, then ``embed``.
+
+    The shift is in double precision, as that of the columns.
+    """
 
     def __init__(self, shift: Tensor, scale: Tensor, embed: nn.Module | None = None) -> None:
         super().__init__()
-        self.register_buffer("shift", shift.clone())
-        self.register_buffer("scale", scale.clone())
+        self.register_buffer("shift", shift.float().clone())
+        self.register_buffer("rest", _rest(shift), persistent=False)
+        self.register_buffer("scale", scale.float().clone())
         self.embed = embed
 
     def forward(self, context: Tensor) -> Tensor:
         dtype = torch.promote_types(context.dtype, self.shift.dtype)
-        context = ((context.to(dtype) - self.shift.to(dtype)) / self.scale.to(dtype)).to(self.shift.dtype)
+        shift = self.shift.to(dtype) + self.rest.to(dtype)
+        context = ((context.to(dtype) - shift) / self.scale.to(dtype)).to(self.shift.dtype)
         return context if self.embed is None else self.embed(context)
 
 
+def _rest(shift: Tensor) -> Tensor:
+    return (shift.double() - shift.float().double()).float()
+
+
 def _numbers(columns: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-    return tuple(torch.tensor([column[key] for column in columns], dtype=torch.float32) for key in ("shift", "scale"))
+    return tuple(torch.tensor([column[key] for column in columns], dtype=torch.float64) for key in ("shift", "scale"))

@@ -41,7 +41,9 @@ _TEST_DRAWS = 20
 def new_run(options: argparse.Namespace) -> tuple[dict[str, Any], Parts]:
     wrong = foreign(options, "images")
     if wrong:
-        raise TrainingError(f"{wrong[0]} is for tables, and {options.data or 'digits'} is a set of images")
+        data = options.data or "digits"
+        told = f"--model {options.model} is for images" if options.model else f"{data} is not taken for a table"
+        raise TrainingError(f"{wrong[0]} is for tables, and {told}: expected .csv, .tsv, .txt, .npy [N, D] or .parquet")
     if options.data is None and options.preset in SOURCES:
         raise TrainingError(f"--preset {options.preset} needs images: {SOURCES[options.preset]}")
     data: dict[str, Any] = {
@@ -109,7 +111,8 @@ def _differs(option: str, wish: Any, has: Any) -> str:
         return f"the run has {option}"
     by = "x" if option == "--size" else ","
     wish, has = (by.join(map(str, value)) if isinstance(value, list) else value for value in (wish, has))
-    return f"{option} {wish}: the run has none" if has is None else f"{option} {wish} differs from the run's {has}"
+    none = has is None or has == ""
+    return f"{option} {wish}: the run has none" if none else f"{option} {wish} differs from the run's {has}"
 
 
 def count(parts: Parts) -> int:

@@ -344,3 +344,44 @@ def test_far_numbers_come_back_with_their_digits(people):
     drawn = read_table("s.csv").values
     assert 1 < drawn[:, 0].std() < 10
     assert len(numpy.unique(drawn[:, 0])) > 900
+
+
+def test_angles_of_another_table_are_brought_to_the_same_turn(capsys):
+    random = numpy.random.default_rng(0)
+    phi, x = random.uniform(0, 2 * numpy.pi, 100), random.normal(size=100)
+    for path, angles in (("a.npy", phi), ("b.npy", phi), ("turned.npy", numpy.where(phi > 3, phi - 2 * numpy.pi, phi))):
+        numpy.save(path, numpy.stack([angles, x], 1))
+    assert cli.main(["train", "--data", "a.npy", "--circular", "x1", *TABLE, "--quiet", "--out", "run"]) == 0
+    found = []
+    for path in ("b.npy", "turned.npy"):
+        capsys.readouterr()
+        assert cli.main(["evaluate", "run", "--data", path, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[1]["nll"] == pytest.approx(found[0]["nll"], abs=1e-5)
+    assert found[1]["round_trip_error"] < 1e-3
+
+
+def test_many_conditions_fit_on_one_line(capsys):
+    names = [f"condition{at}" for at in range(20)] + ["a=1"]
+    values = numpy.random.default_rng(0).normal(size=(60, 22))
+    numpy.savetxt("wide.csv", values, delimiter=",", header=",".join([*names, "y"]), comments="")
+    assert cli.main(["train", "--data", "wide.csv", "--context", ",".join(names), *TABLE, "--quiet", "--out", "r"]) == 0
+    given = ",".join(f"{name}=0.123456789" for name in names)
+    assert cli.main(["sample", "r", "--context", given, "--count", "3", "--out", "s.csv"]) == 0
+    numpy.testing.assert_allclose(read_table("s.csv", columns=names).values, 0.123456789)
+    assert "--circular y: the run has none" in refused(capsys, "train", "--resume", "r", "--circular", "y")
+
+
+def test_what_is_no_table_is_not_called_a_set_of_images(capsys):
+    sentence = refused(capsys, "train", "--data", "x.csv.gz", "--bins", 5)
+    assert "--bins is for tables, and x.csv.gz is not taken for a table: expected .csv" in sentence
+    sentence = refused(capsys, "train", "--data", "x.csv", "--model", "glow", "--bins", 5)
+    assert "--bins is for tables, and --model glow is for images" in sentence
+
+
+def test_the_suggested_condition_is_one_of_the_middle(capsys):
+    random = numpy.random.default_rng(0)
+    numpy.save("days.npy", numpy.stack([2460000.53 + 0.1 * random.normal(size=60), random.normal(size=60)], 1))
+    assert cli.main(["train", "--data", "days.npy", "--context", "x1", *TABLE, "--quiet", "--out", "r"]) == 0
+    suggested = capsys.readouterr().out.partition("--context x1=")[2].split()[0]
+    assert abs(float(suggested) - 2460000.53) < 0.1

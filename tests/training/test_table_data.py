@@ -6,6 +6,8 @@ import numpy
 import pytest
 import torch
 
+from nfkernels.models import NSF
+from nfkernels.nn import Flow, TableFlow
 from nfkernels.training import DataError
 from nfkernels.training.data.table import read_table
 from nfkernels.training.tables.columns import load_table
@@ -269,3 +271,43 @@ def test_numbers_far_from_zero_stay_in_double_precision():
     far = load_table(many(t=1.7e9 + normal(), x=normal(100, 1)))
     assert far.train.values.dtype == torch.float64
     assert load_table(many(x=normal())).train.values.dtype == torch.float32
+
+
+@pytest.mark.parametrize("far", [2460000.53, 1e9 + 20])
+def test_far_columns_are_standardised_to_the_middle(far, tmp_path):
+    t, c = ([repr(float(far + 0.1 * v)) for v in normal(seed=seed)] for seed in (0, 1))
+    table = load_table(many(t=t, c=c), context=["c"])
+    columns = [column.facts() for column in table.columns]
+    flow = TableFlow(NSF(1, layers=1, hidden=4, context=1), columns)
+    flow.save(tmp_path / "flow.safetensors")
+    for one in (flow, Flow.load(tmp_path / "flow.safetensors")):
+        z = one.bijection[0](table.train.values)[0]
+        back = one.bijection[0].inverse(z)[0]
+        given = one.embed(table.train.context)
+        assert z.mean().abs() < 1e-3
+        assert abs(z.std() - 1) < 0.02
+        assert given.mean().abs() < 1e-3
+        torch.testing.assert_close(back, table.train.values, rtol=0, atol=1e-6)
+
+
+def test_a_period_that_whole_numbers_do_not_have_is_refused():
+    path = many(hour=[at % 24 for at in range(96)], x=normal(96))
+    for given, period in (("hour", "6.28319"), ("hour=1", "1"), ("hour=5.5", "5.5")):
+        with pytest.raises(DataError, match=rf"no whole turn of them is {period}: give the period, such as hour=24"):
+            load_table(path, circular=[given])
+    assert load_table(path, circular=["hour=12"]).columns[0].period == 12
+    odd = write("a=1,b\n" + "".join(f"{v},{v * v}\n" for v in normal()))
+    assert load_table(odd, circular=["a=1"]).columns[0].period == pytest.approx(2 * math.pi)
+    assert load_table(odd, circular=["a=1=3"]).columns[0].period == 3
+
+
+def test_rows_that_are_left_are_told_among_how_many():
+    with pytest.raises(DataError, match=r"has 3 rows of 30 to use: at least 10"):
+        load_table(many(a=[1, 2, 3, *[""] * 27], b=normal(30)), missing="drop")
+
+
+def test_one_axis_of_numbers_is_no_set_of_images():
+    numpy.save("line.npy", normal())
+    assert is_table("line.npy")
+    with pytest.raises(DataError, match=r"float64 \[100\]: expected numbers \[N, D\]"):
+        read_table("line.npy")

@@ -38,7 +38,7 @@ def read_csv(path: Path, columns: Sequence[str] | None, header: bool | None) -> 
             with open(path, encoding="utf-8-sig", newline="") as file:
                 values = _cell_by_cell(path, file, separator, names, named, places)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text in UTF-8 ({error.reason}): expected a CSV file") from error
+        raise DataError(f"{path} is no text in UTF-8 ({error.reason}): save it as UTF-8") from error
     except csv.Error as error:
         raise DataError(f"{path} cannot be read as CSV ({error})") from error
     return [names[at] for at in places], values, named

@@ -131,12 +131,13 @@ def load_table(
     kept = torch.from_numpy(numpy.flatnonzero(~numpy.isnan(raw.values).any(1)))
     if len(values) < _LEAST_ROWS:
         rows = f"{len(values)} row{'s' * (len(values) != 1)}"
+        rows += f" of {len(raw)}" if len(values) < len(raw) else ""
         raise DataError(f"{source} has {rows} to use: at least {_LEAST_ROWS} are needed to train, validate and test on")
     values = values.copy()
     kinds = [_column(source, name, values[:, at], name in context) for at, name in enumerate(raw.names)]
     for name, period in _periods(source, raw.names, circular, context).items():
         at = raw.names.index(name)
-        kinds[at], values[:, at] = _angle(kinds[at], values[:, at], period)
+        kinds[at], values[:, at] = _angle(source, kinds[at], values[:, at], period)
     tenth = part_size(0.1, len(values), "test")
     sizes = [len(values) - tenth - min(tenth, _MOST_VALIDATION), min(tenth, _MOST_VALIDATION), tenth]
     order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
@@ -209,7 +210,9 @@ def _column(source: object, name: str, values: numpy.ndarray, context: bool) -> 
 def _periods(source: object, names: Sequence[str], circular: Sequence[str], context: Sequence[str]) -> dict[str, float]:
     periods = {}
     for given in circular:
-        name, equals, number = given.partition("=")
+        name, equals, number = (given, "", "") if given in names else given.rpartition("=")
+        if not equals:
+            name = given
         if name not in names:
             raise DataError(f"--circular {given}: {source} has no column {name!r} to model; it has {_listed(names)}")
         if name in context:
@@ -224,9 +227,14 @@ def _periods(source: object, names: Sequence[str], circular: Sequence[str], cont
     return periods
 
 
-def _angle(column: Column, values: numpy.ndarray, period: float) -> tuple[Column, numpy.ndarray]:
+def _angle(source: object, column: Column, values: numpy.ndarray, period: float) -> tuple[Column, numpy.ndarray]:
     if column.kind == "constant":
         return column, values
+    if column.step is not None and (period % column.step or period <= column.step):
+        raise DataError(
+            f"--circular {column.name}: {source} has whole numbers there, in steps of {column.step:g}, and no whole "
+            f"turn of them is {period:g}: give the period, such as {column.name}={24 * column.step:g}"
+        )
     low = 0.0 if values.min() >= 0 else -period / 2
     return dataclasses.replace(column, shift=low + period / 2, period=period), wrapped(values, low, period)
 
@@ -236,7 +244,7 @@ def wrapped(values: numpy.ndarray, low: float, period: float) -> numpy.ndarray:
 
 
 def _scaled(source: object, column: Column, values: numpy.ndarray) -> Column:
-    """With shift and scale, of the training part, as float32 holds them."""
+    """With shift and scale, of the training part; the scale as float32 holds it."""
     if column.kind == "constant":
         return column
     if column.period is not None:
@@ -246,8 +254,7 @@ def _scaled(source: object, column: Column, values: numpy.ndarray) -> Column:
     if scale < _SMALLEST:
         few = "one value in all rows but a few" if values.min() == values.max() else "values that hardly differ"
         raise DataError(f"{source}: column {column.name!r} has {few}: leave it out (--columns) or rescale it")
-    shift, scale = (float(numpy.float32(number)) for number in (values.mean(), scale))
-    return dataclasses.replace(column, shift=shift, scale=scale)
+    return dataclasses.replace(column, shift=float(values.mean()), scale=float(numpy.float32(scale)))
 
 
 def _rows(values: numpy.ndarray, columns: list[Column], dtype: torch.dtype, index: Tensor) -> Rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..errors import TrainingError
 from ..evaluation import evaluating, mean_and_error
 from ..finished import check_can_be_written
 from . import task
-from .columns import Rows, complete, is_far
+from .columns import Rows, complete, is_far, wrapped
 from .draw import draw, whole_rows
 from .report import Score, log_scale_of, modelled, nats_per_row, noisy
 from .write import check_out, write_table
@@ -41,7 +42,7 @@ def sample(options: argparse.Namespace) -> int:
         context = context.repeat(each, 0)
     count = each if context is None else len(context)
     with session.using(options.run), session.computing(options.precision or session.precision_of(config), device):
-        given = None if context is None else torch.from_numpy(context).float()
+        given = None if context is None else torch.from_numpy(context).to(_dtype(flow.columns))
         values = draw(flow, count, given, temperature=options.temperature, seed=options.seed)
     rows = whole_rows(flow, values, context)
     write_table(out, _typed(flow, rows), {column["name"]: _digits(column) for column in modelled(flow)})
@@ -63,12 +64,12 @@ def _context(options: argparse.Namespace, flow: TableFlow) -> numpy.ndarray | No
             f"the flow of {options.run} is conditioned on {', '.join(names)}: give --context {example}, or a file with "
             f"{'this column' if len(names) == 1 else 'these columns'}"
         )
-    if Path(given).is_file():
+    if os.path.isfile(given):  # of many conditions, which make too long a name for a file, Path would raise
         raw = read_table(given, columns=names)
         return complete(given, raw, "refuse")[0]
     values: dict[str, float] = {}
     for part in given.split(","):
-        name, equals, number = (word.strip() for word in part.partition("="))
+        name, equals, number = (word.strip() for word in part.rpartition("="))
         if not equals:
             raise TrainingError(f"--context {given}: expected {example}, or a file (which is not there)")
         if name in values:
@@ -169,10 +170,12 @@ def _rows_to_measure(
     for at, column in enumerate(columns):
         if column["kind"] == "integer" and (values[:, at] != numpy.floor(values[:, at])).any():
             notes.append(f"{column['name']} is not whole in all rows, as it was where the flow was trained")
+        if "period" in column:
+            values[:, at] = wrapped(values[:, at], column["shift"] - column["period"] / 2, column["period"])
     parts = []
     for context in (False, True):
         places = [at for at, column in enumerate(columns) if column["context"] == context]
-        parts.append(torch.from_numpy(values[:, places]).to(torch.float64 if is_far(columns) else torch.float32))
+        parts.append(torch.from_numpy(values[:, places]).to(_dtype(columns)))
     if not len(values):
         raise TrainingError(f"{source} has no row without missing values")
     return raw.name, "all rows", Rows(parts[0], parts[1] if flow.context_names else None, kept), notes
@@ -202,6 +205,10 @@ def _opened(options: argparse.Namespace) -> tuple[TableFlow, Any, dict[str, Any]
     device = session.pick_device(options.device)
     flow, folder, config = session.open_run(options.run, device, TableFlow)
     return flow, folder, config, device
+
+
+def _dtype(columns: list[dict[str, Any]]) -> torch.dtype:
+    return torch.float64 if is_far(columns) else torch.float32
 
 
 def _refuse(options: argparse.Namespace, given: dict[str, Any]) -> None:

@@ -16,8 +16,8 @@ _LARGEST_HEADER = 2**26  # bytes
 def is_table(source: str | os.PathLike[str] | None, model: str | None = None) -> bool:
     """Whether ``nfkernels train`` is to take ``source`` for a table: as ``model`` says, else by the file.
 
-    A ``.npy`` file is one if it holds `[N, D]`, a Parquet file unless it has a column of pictures; what cannot be read
-    is none.
+    A ``.npy`` file is one if it has two axes at most, a Parquet file unless it has a column of pictures; what cannot be
+    read is none.
     """
     if model is not None:
         return model in MODELS
@@ -65,7 +65,7 @@ def _is_matrix(path: Path) -> bool:
         import numpy
 
         array = numpy.load(path, mmap_mode="r", allow_pickle=False)
-        return array.ndim == 2 or (array.ndim == 1 and bool(array.dtype.names))
+        return array.ndim <= 2  # of one axis only records are; the reader of tables says what else it expected
     except Exception:  # whatever numpy makes of it: the reader of pictures will say it
         return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -199,7 +200,7 @@ def _print_result(result: FitResult, outcome: Report, flow: TableFlow, folder: R
         print(f"  the flow is {abs(lead):.3f} +- {error:.3f} nats per row {better} than the {rival.name}")
     if outcome.fitted_on < outcome.train_rows:
         print(f"  (the mixture was fitted on {outcome.fitted_on} of {outcome.train_rows} training rows)")
-    given = ",".join(f"{column['name']}={column['shift']:.4g}" for column in conditions(flow))
+    given = ",".join(f"{column['name']}={_middle(column)}" for column in conditions(flow))
     given = f" --context {given}" if given else ""
     print(
         f"\nin {folder.path}: {folder.corner.name}, {folder.loss.name}, {folder.model.name}, {folder.checkpoint.name}, "
@@ -209,6 +210,12 @@ def _print_result(result: FitResult, outcome: Report, flow: TableFlow, folder: R
         f"  nfkernels evaluate {folder.path}",
         flush=True,
     )
+
+
+def _middle(column: dict[str, Any]) -> str:
+    """A column's mean with digits enough to lie in the middle of its values."""
+    far = abs(column["shift"]) / column["scale"]
+    return format(column["shift"], f".{max(4, 3 + math.ceil(math.log10(max(far, 1))))}g")
 
 
 def _some(names: list[str]) -> str:
