@@ -143,7 +143,7 @@ def rational_quadratic_spline(
         ValueError: shapes, dtypes, devices or options do not fit; the sentence says which.
 
     Values outside of the interval are no error: the tails say what becomes of them. A NaN stays one. No discriminant is
-    ever negative and nothing is ever 0 / 0: gradients are finite for all finite inputs.
+    ever negative and nothing is ever 0 / 0: gradients are finite wherever slopes and results are far from overflow.
 
     Cost: O(B C P K), one read of x and params and one write of y, in either direction; the backward reads them again
     and writes their gradients. Keeps params and the spline's x (of an inverse: its output).
