@@ -76,7 +76,7 @@ def loss_curve(
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=9)
     if title:
-        axes.set_title(title, fontsize=11)
+        axes.set_title(title, fontsize=11, parse_math=False)  # a name in it may hold dollars
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
 

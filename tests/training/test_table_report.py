@@ -8,6 +8,7 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from nfkernels import nn as N
+from nfkernels.training.plots import loss_curve
 from nfkernels.training.tables.columns import Column, Rows, Table
 from nfkernels.training.tables.corner import Axis, corner
 from nfkernels.training.tables.mixture import Mixture, best_mixture, gaussian
@@ -129,3 +130,11 @@ def test_a_corner_plot_of_samples_far_from_the_data_shows_the_data(tmp_path):
     assert -6 < low < -2
     assert 2 < high < 6
     corner(tmp_path / "corner.png", [axis, axis])
+
+
+def test_names_with_dollars_are_no_formulas(tmp_path):
+    pytest.importorskip("matplotlib")
+    data = numpy.random.default_rng(0).normal(size=50)
+    axes = [Axis(name, data, data) for name in ("in $ and $\\foo$", "$x^$", "b")]
+    corner(tmp_path / "corner.png", axes, title="table_$\\foo$")
+    loss_curve(tmp_path / "loss.png", [{"step": 1, "nll": 1.0}], unit="nats", title="table_$\\foo$")

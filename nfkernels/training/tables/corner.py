@@ -97,7 +97,7 @@ def corner(
         told = ", ".join(left_out[:6]) + (f" and {len(left_out) - 6} more" if len(left_out) > 6 else "")
         title = f"{title}\nnot drawn: {told}" if title else f"not drawn: {told}"
     if title:
-        figure.suptitle(title, fontsize=10 + count // 3, x=0.02, ha="left")
+        figure.suptitle(title, fontsize=10 + count // 3, x=0.02, ha="left", parse_math=False)
     figure.align_labels()
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130 if count < 5 else 110)
@@ -167,11 +167,11 @@ def _frame(panel: Any, axes: list[Axis], row: int, column: int) -> None:
     panel.tick_params(labelsize=8, labelbottom=last, labelleft=column == 0 and row > 0, length=3)
     panel.tick_params(axis="x", rotation=45 if last and len(axes) > 2 else 0)
     if last:
-        panel.set_xlabel(axes[column].name, fontsize=10)
+        panel.set_xlabel(axes[column].name, fontsize=10, parse_math=False)  # a name may hold dollars
     if row == column:
         panel.set_yticks([])
         panel.spines[["top", "right", "left"]].set_visible(False)
     else:
         panel.yaxis.set_major_locator(MaxNLocator(4, prune="both", integer=axes[row].step >= 1))
         if column == 0:
-            panel.set_ylabel(axes[row].name, fontsize=10)
+            panel.set_ylabel(axes[row].name, fontsize=10, parse_math=False)
