@@ -311,3 +311,13 @@ def test_one_axis_of_numbers_is_no_set_of_images():
     assert is_table("line.npy")
     with pytest.raises(DataError, match=r"float64 \[100\]: expected numbers \[N, D\]"):
         read_table("line.npy")
+
+
+def test_values_far_from_all_others_are_told():
+    values = [*normal(), -99999.0]
+    table = load_table(many(a=values, b=[*normal(seed=1), 0.5]))
+    assert [note.partition(":")[0] for note in table.notes] == [
+        "a has 1 value that all others lie far from, such as -99999"
+    ]
+    assert not load_table(many(a=list(numpy.exp(2 * normal(2000))), b=normal(2000, 1))).notes
+    assert not load_table(many(a=[*[0.0] * 4, *normal(96)], b=normal(seed=1))).notes

@@ -21,6 +21,7 @@ _LARGEST, _SMALLEST = 1e30, 1e-30  # of what float32 can hold, with room for sum
 _EXACT = 2**53  # whole numbers that float64 tells apart
 _PEAK = 0.05  # share of the rows with one value from which a density makes little sense
 _FAR = 1e3  # standard deviations from zero beyond which float32 rounds too much
+_OUTLIER = 1e3  # quartile distances from the median: beyond, a value decides alone about shift and scale
 _LISTED = 8
 
 
@@ -290,6 +291,15 @@ def _told(raw: RawTable, values: numpy.ndarray, columns: list[Column]) -> list[s
                 notes.append(
                     f"{counts.max()} of {len(values)} rows have {column.name} = {peak:g}: a density can be as high as "
                     "it likes there, which makes its nats look better than they are"
+                )
+        if column.kind == "real" and column.period is None:
+            low, middle, high = numpy.quantile(values[:, at], (0.25, 0.5, 0.75))
+            outliers = values[numpy.abs(values[:, at] - middle) > _OUTLIER * (high - low), at]
+            if high > low and len(outliers):
+                count = f"{len(outliers)} value{'s' * (len(outliers) != 1)}"
+                notes.append(
+                    f"{column.name} has {count} that all others lie far from, such as {outliers[0]:g}: take such rows "
+                    "out if they are no measurements, else the other values become one point of the flow's range"
                 )
     notes += _copies(values, columns)
     return notes
