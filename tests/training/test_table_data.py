@@ -321,3 +321,22 @@ def test_values_far_from_all_others_are_told():
     ]
     assert not load_table(many(a=list(numpy.exp(2 * normal(2000))), b=normal(2000, 1))).notes
     assert not load_table(many(a=[*[0.0] * 4, *normal(96)], b=normal(seed=1))).notes
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("# made today\n# again\na,b\n1,2\n3,4\n", r"line 3 has 2 cells and its header 1: of lines that start with #"),
+        ("a\n0,5\n-,7\n", r"line 2 has 2 cells and its header 1: where the comma is that of a decimal number"),
+        ("a,b\n1,2,3\n", r"line 2 has 3 cells and its header 2$"),
+    ],
+)
+def test_uneven_lines_are_told_why(text, sentence):
+    with pytest.raises(DataError, match=sentence):
+        read_table(write(text))
+
+
+def test_numbers_too_large_to_be_whole_are_told():
+    table = load_table(many(id=[10**17 + 1000 * at for at in range(50)], x=normal(50)))
+    assert table.columns[0].kind == "real"
+    assert table.notes == ("id has numbers so large that float64 does not tell whole ones apart: it is taken for real",)

@@ -106,7 +106,8 @@ def _cell_by_cell(
         if len(row) != len(names):
             first = "its header" if named else "its first line"
             cells = f"{len(row)} cell{'s' * (len(row) != 1)}"
-            raise DataError(f"{path}: line {counted.line} has {cells} and {first} {len(names)}")
+            hint = _why_uneven(path, row)
+            raise DataError(f"{path}: line {counted.line} has {cells} and {first} {len(names)}{hint}")
         for at, column in values.items():
             if at in wrong:
                 continue
@@ -120,6 +121,15 @@ def _cell_by_cell(
     if wrong:
         raise DataError(no_numbers(path, list(wrong.values()), [names[at] for at in places if at not in wrong]))
     return numpy.stack([numpy.frombuffer(values[at], dtype=numpy.float64) for at in places], 1)
+
+
+def _why_uneven(path: Path, row: list[str]) -> str:
+    with open(path, encoding="utf-8-sig") as file:
+        if file.read(1) == "#":
+            return ": of lines that start with # only the one with the names may stay, take the others out"
+    if len(row) == 2 and re.fullmatch(r"[+-]?\d*", row[0]) and re.fullmatch(r"\d+", row[1]):
+        return ": where the comma is that of a decimal number, write a point"
+    return ""
 
 
 def _number(cell: str) -> float | None:

@@ -284,6 +284,10 @@ def _told(raw: RawTable, values: numpy.ndarray, columns: list[Column]) -> list[s
     for at, column in enumerate(columns):
         if column.kind == "integer" and (values[:, at] == values[0, at] + numpy.arange(len(values))).all():
             notes.append(f"{column.name} counts the rows: such a column is best left out (--columns)")
+        if column.kind == "real" and numpy.abs(values[:, at]).max() >= _EXACT and not (values[:, at] % 1).any():
+            notes.append(
+                f"{column.name} has numbers so large that float64 does not tell whole ones apart: it is taken for real"
+            )
         if column.kind == "real" and not column.context:
             each, counts = numpy.unique(values[:, at], return_counts=True)
             if counts.max() > max(_PEAK * len(values), 2):
