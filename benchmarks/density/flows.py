@@ -118,11 +118,30 @@ def _outside(model: Model, x: Tensor) -> Contender:
     return Contender(call, lambda: right)
 
 
+def _layer(model: Model, x: Tensor) -> Contender:
+    """The one coupling of a flow of one layer, forward and backward."""
+    kinds = ("SplineCoupling", "PiecewiseRationalQuadraticCouplingTransform", "CoupledRationalQuadraticSpline")
+    layer = next(m for m in model.module.modules() if type(m).__name__ in kinds)
+    exact, wide = copy.deepcopy(layer).double(), x.double()
+    # normflows' layers go from the latent to data: what others call forward is their inverse.
+    run = "inverse" if type(layer).__module__.startswith("normflows") else "forward"
+
+    def call(of: nn.Module = layer, data: Tensor = x) -> list[Tensor]:
+        with torch.enable_grad():
+            given = data.detach().requires_grad_()
+            y, logdet = getattr(of, run)(given)
+            seeds = (torch.ones_like(y), torch.ones_like(logdet))
+            found = torch.autograd.grad((y, logdet), (given, *of.parameters()), seeds, allow_unused=True)
+        return [y.detach(), logdet.detach(), *(g for g in found if g is not None)]
+
+    return Contender(call, lambda: all(close(a.double(), b, 1e-3) for a, b in zip(call(), call(exact, wide))))
+
+
 def _bar(
     contenders: Makers, size: Size, batch: int, what: Callable[[Model, Tensor], Contender]
 ) -> Callable[[bool], dict[str, Callable[[], Contender]]]:
     def build(quick: bool) -> dict[str, Callable[[], Contender]]:
-        chosen = replace(size, layers=2, hidden=8, bins=4) if quick else size
+        chosen = replace(size, layers=min(size.layers, 2), hidden=8, bins=4) if quick else size
         x = torch.randn(16 if quick else batch, size.features)
 
         def made(make: Callable[[Size], Model]) -> Contender:
@@ -138,9 +157,20 @@ def _alike(contenders: Makers) -> dict[str, Callable[[Size], Model]]:
     return {name: make for name, make in contenders.items() if name in (OURS, "nflows")}
 
 
+def _one_spline(contenders: Makers) -> Makers:
+    """Those whose spline coupling is one module."""
+    return {name: make for name, make in contenders.items() if name in (OURS, "nflows", "normflows")}
+
+
 TEN, TWENTY = Size(10), Size(20)
 _OF_NSF, _OF_MAF, _OF_REALNVP = (over(*list(names)[1:]) for names in (NSF, MAF, REALNVP))
 BARS = (
+    Bar(
+        "one spline coupling, 10 features, batch 4096, forward + backward",
+        "none",
+        _bar(_one_spline(NSF), replace(TEN, layers=1), 4096, _layer),
+        over("nflows", "normflows"),
+    ),
     Bar("NSF, 10 features, batch 512, training step", "2.5x nflows at least", _bar(NSF, TEN, 512, _step), _OF_NSF),
     Bar(
         "NSF, 10 features, batch 512, outside networks and optimiser",
