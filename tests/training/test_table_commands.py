@@ -71,7 +71,8 @@ def test_train_writes_a_run_and_says_what_came_out(capsys, people):
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_trains_conditionally(capsys, people, model):
     options = ["--model", model, "--columns", "height,children", "--context", "wage,kind", "--dropout", "0"]
-    assert cli.main(["train", "--data", str(people), *TABLE, *options, "--quiet", "--out", "run"]) == 0
+    small = [*QUICK, "--layers", "2", "--batch-size", "32", *(["--bins", "4"] if "nsf" in model else [])]
+    assert cli.main(["train", "--data", str(people), *small, *options, "--quiet", "--out", "run"]) == 0
     said = capsys.readouterr().out
     assert "(2 columns: height, children, given wage, kind)" in said
     assert "than the conditional Gaussian" in said
@@ -385,3 +386,11 @@ def test_the_suggested_condition_is_one_of_the_middle(capsys):
     assert cli.main(["train", "--data", "days.npy", "--context", "x1", *TABLE, "--quiet", "--out", "r"]) == 0
     suggested = capsys.readouterr().out.partition("--context x1=")[2].split()[0]
     assert abs(float(suggested) - 2460000.53) < 0.1
+
+
+def test_an_option_that_the_model_has_no_use_for_is_refused(capsys, people):
+    maf = ["train", "--data", people, "--model", "maf", "--layers", 1, "--width", 4, "--steps", 1, "--progress", "none"]
+    assert "--bins 9 is for --model nsf, nsf-ar: maf has no use for it" in refused(capsys, *maf, "--bins", 9)
+    assert "--bound 5.0 is for --model nsf, nsf-ar" in refused(capsys, *maf, "--bound", 5)
+    assert cli.main([*map(str, maf), "--bins", str(TRAIN["bins"].default), "--out", "run", "--quiet"]) == 0
+    assert "--bins 9 is for" in refused(capsys, "train", "--resume", "run", "--bins", 9)

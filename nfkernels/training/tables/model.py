@@ -23,6 +23,11 @@ _KINDS: dict[str, tuple[str, int, tuple[str, ...], dict[str, Any]]] = {
 FIELDS = ("layers", "hidden", "depth", "bins", "bound", "dropout")
 
 
+def takes(kind: str, field: str) -> bool:
+    """Whether a kind of flow has such a field (``FIELDS``)."""
+    return field in _KINDS.get(kind, ("", 0, FIELDS))[2]
+
+
 def describe(
     kind: str, features: int, context: int, asked: dict[str, Any], circular: Sequence[int] = ()
 ) -> dict[str, Any]:

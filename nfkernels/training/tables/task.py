@@ -27,6 +27,7 @@ from .board import TableBoard
 from .columns import Table, load_table
 from .corner import corner
 from .draw import corner_axes
+from .kind import MODELS
 from .report import Report, conditions, report
 
 needs = {"matplotlib": "the loss curve and the corner plot", "sklearn": "the mixture that a flow is compared with"}
@@ -43,6 +44,7 @@ def new_run(options: argparse.Namespace) -> tuple[dict[str, Any], Table]:
         raise TrainingError(f"{wrong[0]} is for images, and {options.data} is a table{instead}")
     if options.data is None:
         raise TrainingError(f"--model {options.model} is for tables: give --data with a .csv, .npy or .parquet file")
+    _refuse_useless(options, options.model or "nsf")
     data = {
         "kind": "table",
         "source": session.absolute(options.data),
@@ -73,6 +75,7 @@ def old_run(options: argparse.Namespace, config: dict[str, Any], folder: RunFold
     missing = {"kind", "features", "columns"} - described.keys()
     if missing:
         raise TrainingError(f"{folder.checkpoint} is damaged: its configuration has no {', '.join(sorted(missing))}")
+    _refuse_useless(options, described["kind"])
     asked = {f"--{name}": (getattr(options, name), data.get(name)) for name in _SAME}
     asked["--model"] = (options.model, described["kind"])
     for field in model.FIELDS:
@@ -102,6 +105,16 @@ def _asked(options: argparse.Namespace, field: str) -> Any:
     given = getattr(options, option.name)
     default = option.default if option.table is None else option.table
     return default if given is None else given
+
+
+def _refuse_useless(options: argparse.Namespace, kind: str) -> None:
+    """An option that this kind of flow has no use for, unless it asks for what it is anyway."""
+    for field in model.FIELDS:
+        option = TRAIN[_OPTION.get(field, field)]
+        wish = getattr(options, option.name)
+        if wish not in (None, option.default) and not model.takes(kind, field):
+            others = ", ".join(other for other in MODELS if model.takes(other, field))
+            raise TrainingError(f"{option.flag} {wish} is for --model {others}: {kind} has no use for it")
 
 
 def count(table: Table) -> int:
