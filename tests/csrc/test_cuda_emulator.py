@@ -66,6 +66,9 @@ def test_ops_in_thread_order(order):
 
 
 # In the third order. A few files in each process: starting one under the sanitizers takes as long as a file's tests.
+# Compiling every kernel for them takes two cores two minutes, and so waits to be asked for; that they catch what they
+# must is tested always, on kernels with planted faults.
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("files", [OP_TESTS[i::3] for i in range(3)], ids=range(3))
 def test_ops_under_the_sanitizers(files):
     run_op_tests(
