@@ -20,10 +20,11 @@ class GraphedFlow:
     """``Flow.compile_graph``: log_prob, sample and a training step, each recorded once and then replayed.
 
     Results are those of the flow's own calls, bit for bit, and always in new memory. Every batch size has a recording
-    of its own (8 at most, further ones run plainly). ``log_prob`` and ``sample`` are recorded in evaluation mode, in
-    training mode they are plain calls. Parameters are read in place: train the flow, load a state into it, and the
-    recordings follow; moved to another device or dtype it needs a new ``compile_graph``. Where there are no graphs (on
-    a CPU) all calls are plain; where recording is impossible too, and a warning tells the reason once.
+    of its own (8 at most, further ones run plainly), and so have the steps of either mode. ``log_prob`` and ``sample``
+    are recorded in evaluation mode, in training mode they are plain calls. Parameters are read in place: train the
+    flow, load a state into it, and the recordings follow; moved to another device or dtype it needs a new
+    ``compile_graph``. Where there are no graphs (on a CPU) all calls are plain; where recording is impossible too, and
+    a warning tells the reason once.
 
     Args:
         flow: any ``Flow``.
@@ -50,7 +51,10 @@ class GraphedFlow:
         self._records = recorder is not None
         self._density = CapturedCall(flow._log_prob, recorder, "log_prob", tell=tell)
         self._passes = CapturedPasses(flow, recorder, tell=tell)
-        self._step = CapturedCall(self._one_step, recorder, "the training step", tell=tell)
+        # Dropout and the like: what one mode recorded is not what the other does.
+        self._steps = {
+            mode: CapturedCall(self._one_step, recorder, "the training step", tell=tell) for mode in (True, False)
+        }
         if optimizer is not None and device.type == "cuda":
             _make_capturable(optimizer, device)
 
@@ -72,7 +76,7 @@ class GraphedFlow:
         """
         if self.optimizer is None:
             raise ValueError("a training step needs an optimiser: flow.compile_graph(batch, optimizer=...)")
-        return self._step(x, context)
+        return self._steps[self.flow.training](x, context)
 
     def _one_step(self, x: Tensor, context: Tensor | None) -> Tensor:
         with torch.enable_grad():

@@ -74,6 +74,18 @@ def test_steps_are_those_of_the_loop_that_everybody_writes():
     assert stub.recordings[0].count == len(batches) - 3
 
 
+def test_each_mode_has_its_own_steps():
+    flow, stub = _flow().train(), Stub()
+    graphed = GraphedFlow(flow, torch.optim.SGD(flow.parameters(), lr=0.1), recorder=stub)
+    x = torch.randn(8, 4)
+    for _ in range(5):
+        graphed.step(x)
+    flow.eval()
+    for _ in range(5):
+        graphed.step(x)
+    assert len(stub.recordings) == 2
+
+
 def test_another_loss():
     flow = _flow().train()
     graphed = flow.compile_graph(
