@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import models, nn, ops, training
+    from . import integrations, models, nn, ops, training
+    from .integrations import accelerate, restore
     from .models import IAF, MAF, NSF, Glow, RealNVP
     from .nn import load
     from .ops import (
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
         use_backend,
     )
 
-_MODULES = ("models", "nn", "ops", "training")
+_MODULES = ("integrations", "models", "nn", "ops", "training")
 _HOMES = {
     "ConditionerInput": "ops",
     "Degrees": "ops",
@@ -46,6 +47,7 @@ _HOMES = {
     "RealNVP": "models",
     "ScaleMap": "ops",
     "Spline": "ops",
+    "accelerate": "integrations",
     "affine_coupling": "ops",
     "autoregressive_conv": "ops",
     "autoregressive_inverse": "ops",
@@ -57,6 +59,7 @@ _HOMES = {
     "lu_compose": "ops",
     "lu_linear": "ops",
     "rational_quadratic_spline": "ops",
+    "restore": "integrations",
     "use_backend": "ops",
 }
 __all__ = [
@@ -71,6 +74,7 @@ __all__ = [
     "ScaleMap",
     "Spline",
     "__version__",
+    "accelerate",
     "affine_coupling",
     "autoregressive_conv",
     "autoregressive_inverse",
@@ -78,6 +82,7 @@ __all__ = [
     "coupling_mix",
     "dequantize",
     "gaussian_log_density",
+    "integrations",
     "load",
     "lu_compose",
     "lu_linear",
@@ -85,6 +90,7 @@ __all__ = [
     "nn",
     "ops",
     "rational_quadratic_spline",
+    "restore",
     "training",
     "use_backend",
 ]

@@ -1,0 +1,229 @@
+"""``accelerate(model)``: flows written for other libraries, faster without a change. Start reading here."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from . import swap as swapping
+from .adapter import Adapter
+from .libraries import entry_of, library_of
+from .proof import prove
+from .registry import by_structure, find, qualified
+from .report import Report, Row, row
+from .watch import unchanged, watch
+
+Pattern = "str | type | Callable[[str, nn.Module], bool]"
+
+
+def accelerate(
+    model: nn.Module,
+    example_inputs: Any = None,
+    verify: bool = True,
+    include: Any = None,
+    exclude: Any = None,
+    dry_run: bool = False,
+    *,
+    call: str | Callable | None = None,
+) -> Report:
+    """Makes the flow layers of ``model`` faster, in place, and changes nothing else.
+
+    Each layer that an adapter knows (nflows, normflows, FrEIA, zuko; Glow ports and others by their structure) gets a
+    subclass of its own class whose methods call nfkernels' ops. Parameters, buffers, ``state_dict`` keys, hooks,
+    ``isinstance``, sharing, deep copies, signatures and return values stay. :func:`restore` undoes it.
+
+    Args:
+        model: any module; layers are looked for in it and below it.
+        example_inputs: a tensor or a tuple: what the model is run on once, the data first, then the context. With
+            them every layer is proved now, and layers that are never called are listed as inactive and left alone.
+            Without them each layer is proved at its own first call.
+        verify: run original and fused layer side by side, both directions, values, log-determinants and gradients, in
+            float64 with disturbed parameters and in the layer's own type, and swap only those that agree. False trusts
+            the adapters of the libraries; layers known by structure alone are then left as they are.
+        include, exclude: which layers: a glob on their path in the model (``"flow.layers.*"``) or on their class's
+            name (``"ActNorm"``), a class, a function of ``(path, module)``, or a sequence of these.
+        dry_run: report what would be done, and do nothing.
+        call: how the model is run on the example inputs: the name of a method, or a function of
+            ``(model, *example_inputs)``. By default ``log_prob`` for the libraries' flows, else the model itself.
+
+    Returns:
+        A :class:`Report`; print it.
+
+    Raises:
+        TypeError: ``model`` is not a module. ValueError: a pattern that matches nothing, or example inputs that the
+        model cannot be run on (the error of the model is its cause). Nothing has been changed then.
+
+    Cost: with ``verify``, one run of the model on the example inputs, then per layer about a dozen small runs on at
+    most 32 rows, each on a copy; peak memory grows by the parameters and buffers, which are restored after the run.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"accelerate expects a torch.nn.Module, got {type(model).__name__}")
+    inputs = None if example_inputs is None else _as_tuple(example_inputs)
+    rows: list[Row] = []
+    found: dict[nn.Module, Adapter] = {}
+    wanted = _selection(model, include, exclude)
+    for path, module in model.named_modules():
+        adapter, reason = (None, None) if swapping.is_swapped(module) else find(module)
+        if swapping.is_swapped(module):
+            status = "pending" if swapping.is_pending(module) else "fused"
+            rows.append(row(path, module, status, "already"))
+        elif adapter is None:
+            if library_of(module) is not None and wanted(path, module):
+                rows.append(row(path, module, "kept", f"no adapter for {qualified(type(module))}"))
+        elif not wanted(path, module):
+            rows.append(row(path, module, "kept", "not asked for (include, exclude)"))
+        else:
+            reason = reason or adapter.refuse(module) or _hooked(module, adapter)
+            if reason is None and by_structure(adapter) and not verify:
+                reason = "known by its structure alone, which verify=True would have to prove"
+            if reason is not None:
+                rows.append(row(path, module, "kept", reason))
+            else:
+                found[module] = adapter
+                rows.append(row(path, module, "pending"))
+    report = Report(type(model).__name__, rows, dry_run)
+    places = {row._module(): row for row in rows}
+
+    if not verify:
+        for module in found:
+            places[module]._status = "fused"
+    elif inputs is not None:
+        _prove_all(model, found, places, lambda m: _run(m, inputs, call))
+    if dry_run:
+        for r in rows:
+            r._module = None  # a dry run's rows are final
+        return report
+    for module, adapter in found.items():
+        if places[module]._status == "fused":
+            swapping.swap(module, adapter)
+        elif places[module]._status == "pending":
+            swapping.swap_at_first_call(module, adapter)
+    if verify and inputs is not None and report.fused:
+        _whole_model(model, found, places, report, lambda m: _run(m, inputs, call))
+    return report
+
+
+def restore(model: nn.Module) -> int:
+    """Undoes :func:`accelerate`: every layer of ``model`` gets its own class back. Returns how many there were."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"restore expects a torch.nn.Module, got {type(model).__name__}")
+    return swapping.restore(model)
+
+
+def _prove_all(model: nn.Module, found: dict, places: dict[nn.Module, Row], run: Callable) -> None:
+    with unchanged(model):
+        with torch.no_grad():
+            calls = watch(model, found, lambda: run(model))
+        for module, adapter in found.items():
+            place = places[module]
+            if module not in calls:
+                place._status, place._reason = "inactive", "never called on the example inputs"
+                continue
+            verdict = prove(module, adapter, calls[module])
+            place._status, place._reason = ("fused" if verdict.agrees else "kept"), verdict.text
+
+
+def _whole_model(model: nn.Module, found: dict, places: dict, report: Report, run: Callable) -> None:
+    """The last look: the model as a whole, before and after, on the same random numbers."""
+    with unchanged(model), torch.no_grad():
+        state = torch.get_rng_state()
+        after = _tensors(run(model))
+    layers = {module: type(module) for module in found}
+    for module in layers:
+        module.__class__ = swapping.original_of(type(module))
+    with unchanged(model), torch.no_grad():
+        torch.set_rng_state(state)
+        before = _tensors(run(model))
+    worst = 0.0
+    for b, a in zip(before, after):
+        b, a = b.double(), a.double()
+        same = (a == b) | (a.isnan() & b.isnan())
+        if a.shape == b.shape and a.numel():
+            error = torch.where(same, 0.0, (a - b).abs()) / (1 + b.abs().nan_to_num(0.0, 0.0, 0.0).max())
+            worst = max(worst, float(error.max().nan_to_num(float("inf"))))
+        elif a.shape != b.shape:
+            worst = float("inf")
+    allowed = 1e-8 if before and all(t.dtype == torch.float64 for t in before) else 1e-3
+    if not worst <= allowed:
+        for module in layers:
+            if places[module]._status == "fused":
+                places[module]._status = "kept"
+                places[module]._reason = "agrees by itself, but the whole model did not (see below)"
+        report.notes.append(
+            f"the whole model's output moved by {worst:.1e} of its size (allowed {allowed:.0e}), so nothing was swapped"
+        )
+        return
+    for module, cls in layers.items():
+        module.__class__ = cls
+
+
+def _tensors(out: Any) -> list[Tensor]:
+    return [t for t in tree_flatten(out)[0] if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def _run(model: nn.Module, inputs: tuple, call: str | Callable | None) -> Any:
+    try:
+        if call is None:
+            return entry_of(model)(model, *inputs)
+        return getattr(model, call)(*inputs) if isinstance(call, str) else call(model, *inputs)
+    except Exception as error:
+        what = ", ".join(f"{type(i).__name__} {tuple(i.shape)}" if isinstance(i, Tensor) else repr(i) for i in inputs)
+        raise ValueError(
+            f"{type(model).__name__} could not be run on the example inputs ({what}): give those that its log_prob or "
+            f"forward takes, or say how to run it with call="
+        ) from error
+
+
+def _as_tuple(inputs: Any) -> tuple:
+    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+
+
+def _hooked(module: nn.Module, adapter: Adapter) -> str | None:
+    """A hook on a submodule that the fused layer reads but does not call would never fire."""
+    for name in adapter.bypassed:
+        inner = getattr(module, name, None)
+        if isinstance(inner, nn.Module):
+            for part_name, part in inner.named_modules(prefix=name):
+                if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+                    return f"a hook on {part_name}, which the fused layer does not call"
+    return None
+
+
+def _selection(model: nn.Module, include: Any, exclude: Any) -> Callable[[str, nn.Module], bool]:
+    keep, drop = _patterns(include, "include"), _patterns(exclude, "exclude")
+    modules = list(model.named_modules())
+    for option, patterns in (("include", keep), ("exclude", drop)):
+        for pattern in patterns or ():
+            if not any(_matches(pattern, path, module) for path, module in modules):
+                raise ValueError(
+                    f"{option}={pattern!r} matches no module of {type(model).__name__}: expected a path such as "
+                    f"{next((p for p, _ in modules if p), 'layers.0')!r}, a glob, or a class"
+                )
+    return lambda path, module: (
+        (keep is None or any(_matches(p, path, module) for p in keep))
+        and not any(_matches(p, path, module) for p in drop or ())
+    )
+
+
+def _patterns(value: Any, option: str) -> Sequence | None:
+    if value is None:
+        return None
+    patterns = list(value) if isinstance(value, (list, tuple, set)) else [value]
+    for p in patterns:
+        if not (isinstance(p, (str, type)) or callable(p)):
+            raise TypeError(f"{option} expects globs, classes or functions of (path, module), got {p!r}")
+    return patterns
+
+
+def _matches(pattern: Any, path: str, module: nn.Module) -> bool:
+    if isinstance(pattern, str):
+        name = type(module).__name__
+        return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(name, pattern)
+    if isinstance(pattern, type):
+        return isinstance(module, pattern)
+    return bool(pattern(path, module))

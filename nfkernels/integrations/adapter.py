@@ -1,0 +1,104 @@
+"""What an adapter is: how one layer of another library, or of somebody's own code, is recognised and what replaces it.
+
+An adapter names the classes it serves (``register("nflows.transforms.lu.LULinear")``) or recognises modules by their
+structure (``register()`` and :meth:`Adapter.recognise`). Its ``Layer`` holds only the methods that take over; the
+module's class becomes ``(Layer, <the original class>)``, so ``super()`` inside a method is the original one and every
+parameter, buffer, key and hook stays where it was. A ``Layer`` keeps no state of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a method: what was watched, and what the proof repeats on the original and on the fused layer.
+
+    ``then`` turns what the method returned into tensors, where that is not a structure of tensors already (zuko's
+    layers return transforms).
+    """
+
+    method: str
+    args: tuple = ()
+    kwargs: dict = field(default_factory=dict)
+    then: Callable[[Any], Any] | None = None
+
+    def on(self, module: nn.Module) -> Any:
+        out = getattr(module, self.method)(*self.args, **self.kwargs)
+        return out if self.then is None else self.then(out)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Call:
+        """The same call with ``function`` of every tensor among its arguments."""
+        args, kwargs = tree_map(lambda v: function(v) if isinstance(v, Tensor) else v, (self.args, dict(self.kwargs)))
+        return replace(self, args=tuple(args), kwargs=kwargs)
+
+
+class Adapter:
+    """How one kind of layer is recognised, refused, proved and replaced. Subclass it and :func:`register` it.
+
+    ``Layer`` is the class of the methods that replace the original's: public methods only, with the original's
+    signatures; ``super().forward(...)`` in one of them is the original. ``bypassed`` names submodules that the fused
+    methods read but do not call: where one of them carries a hook, the layer is kept.
+    """
+
+    Layer: type
+    bypassed: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        cls = type(self)
+        return f"{cls.__module__.rpartition('nfkernels.integrations.')[2]}.{cls.__qualname__}"
+
+    def recognise(self, module: nn.Module) -> bool:
+        """Whether a module of unknown class looks like this layer (structural adapters only). It is then proved."""
+        return False
+
+    def refuse(self, module: nn.Module) -> str | None:
+        """Why this module cannot be fused (an unsupported option, a custom callable), or None."""
+        return None
+
+    def layer(self, module: nn.Module) -> type:
+        """The class of methods that this module gets: ``Layer``, or a subclass made for the module's state (its
+        mask, its flag), which :func:`functools.cache` makes once. It is asked again after ``load_state_dict``."""
+        return self.Layer
+
+    def methods(self) -> tuple[str, ...]:
+        """The methods that are watched and replaced."""
+        return tuple(n for n, v in vars(self.Layer).items() if callable(v) and not n.startswith("_"))
+
+    def ready(self, module: nn.Module) -> bool:
+        """Whether the module can be proved now; a layer that its first batch initialises is not before that."""
+        return True
+
+    def partner(self, module: nn.Module, call: Call, out: Any) -> Call | None:
+        """The call that undoes ``call``, given what it returned: by default ``inverse`` for ``forward`` and back, the
+        first argument replaced by the first thing returned."""
+        other = {"forward": "inverse", "inverse": "forward"}.get(call.method)
+        if other is None or not hasattr(module, other):
+            return None
+        first = out[0] if isinstance(out, tuple) else out
+        return replace(call, method=other, args=(first, *call.args[1:]))
+
+    def trials(self, module: nn.Module, call: Call) -> list[Call]:
+        """The calls that the proof makes, from one that was seen: itself. The partner of each is added by the proof."""
+        return [call]
+
+    def conditioners(self, module: nn.Module) -> list[nn.Module]:
+        """The networks whose outputs the proof spreads over [-4, 4], so that no clamp or scale map hides behind a
+        network that starts at zero."""
+        return []
+
+    def disturb(self, module: nn.Module, generator: torch.Generator) -> None:
+        """Moves a copy's trained parameters off their starting values, where different formulas may agree."""
+        with torch.no_grad():
+            for p in module.parameters():
+                if p.requires_grad and p.is_floating_point():
+                    noise = torch.randn(p.shape, generator=generator, dtype=torch.float32).to(p)
+                    p.add_(noise, alpha=0.05 + 0.05 * float(p.abs().mean()) if p.numel() else 0.0)

@@ -1,0 +1,106 @@
+"""What accelerate did, layer by layer."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+
+from .swap import is_pending, is_swapped, outcome
+
+Status = Literal["fused", "kept", "inactive", "pending"]
+_ORDER: tuple[Status, ...] = ("fused", "pending", "kept", "inactive")
+_MEANING = {
+    "fused": "fused",
+    "pending": "proved at first call",
+    "kept": "kept as they are",
+    "inactive": "never called",
+}
+
+
+@dataclass
+class Row:
+    """One layer: its path in the model, its class, what became of it and why."""
+
+    path: str
+    layer: str
+    _status: Status
+    _reason: str = ""
+    _module: weakref.ref | None = field(default=None, repr=False)
+
+    @property
+    def status(self) -> Status:
+        return self._now()[0]
+
+    @property
+    def reason(self) -> str:
+        return self._now()[1]
+
+    def _now(self) -> tuple[Status, str]:
+        """A pending layer's row changes with its first call."""
+        module = self._module() if self._module is not None else None
+        if self._status != "pending" or module is None or is_pending(module):
+            return self._status, self._reason
+        found = outcome(module)
+        if found is None or (found[0] and not is_swapped(module)):
+            return "kept", "restored"
+        return ("fused" if found[0] else "kept"), found[1]
+
+
+@dataclass
+class Report:
+    """What :func:`accelerate` did; print it for a table. ``rows`` holds every flow layer of the model, in its order."""
+
+    model: str
+    rows: list[Row]
+    dry_run: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def having(self, status: Status) -> list[Row]:
+        return [row for row in self.rows if row.status == status]
+
+    @property
+    def fused(self) -> list[Row]:
+        """Layers that run fused now (in a dry run: that would)."""
+        return self.having("fused")
+
+    @property
+    def kept(self) -> list[Row]:
+        """Layers that stay as they are, each with its reason."""
+        return self.having("kept")
+
+    @property
+    def inactive(self) -> list[Row]:
+        """Layers that the example inputs never reached."""
+        return self.having("inactive")
+
+    @property
+    def pending(self) -> list[Row]:
+        """Layers that are proved, and then fused or kept, at their first call."""
+        return self.having("pending")
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{len(self.having(s))} {_MEANING[s]}" for s in _ORDER if self.having(s))
+        would = " (dry run: nothing was changed)" if self.dry_run else ""
+        head = f"{self.model}: {counts or 'no flow layer found'}{would}"
+        table = [("layer", "class", "", "why")]
+        table += [(row.path or "(the model)", row.layer, row.status, row.reason) for row in self.rows]
+        widths = [max(len(r[i]) for r in table) for i in range(3)]
+        lines = ["  ".join([*(c.ljust(w) for c, w in zip(r, widths)), r[3]]).rstrip() for r in table]
+        body = lines if self.rows else []
+        return "\n".join([head, *body, *self.notes])
+
+    __repr__ = __str__
+
+
+def row(path: str, module: nn.Module, status: Status, reason: str = "") -> Row:
+    return Row(path, type(module).__name__, status, reason, weakref.ref(module))

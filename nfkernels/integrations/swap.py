@@ -1,0 +1,147 @@
+"""Changing a module's class and nothing else of it."""
+
+from __future__ import annotations
+
+import copy
+import copyreg
+import functools
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+
+from .adapter import Adapter, Call
+
+# What became of layers that were to be proved at their first call: module -> (fused?, why).
+_outcomes: weakref.WeakKeyDictionary[nn.Module, tuple[bool, str]] = weakref.WeakKeyDictionary()
+
+
+class Swapped:
+    """Marks a class made here and keeps copies as they should be. A deep copy is as fast as its model. A pickle
+    (``torch.save(model)``, a spawned process) holds the original class, so that it loads where nfkernels is not
+    installed; accelerate what was loaded again."""
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        return _copied(self, copy.deepcopy, memo)
+
+    def __copy__(self) -> Any:
+        return _copied(self, lambda state, _: dict(state), {})
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """What was loaded may ask for another layer: a mask in a buffer, a flag that says uninitialised."""
+        super()._load_from_state_dict(*args, **kwargs)
+        if not is_pending(self):
+            respecialise(self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        function, args, *rest = super().__reduce_ex__(protocol)
+        args = tuple(original_of(a) if isinstance(a, type) else a for a in args)
+        if function is copyreg.__newobj__:  # pickle refuses it for another class than the object's own
+            function, args = copyreg._reconstructor, (args[0], object, None)
+        return function, args, *rest
+
+
+def _copied(module: Any, duplicate, memo: dict) -> Any:
+    cls = type(module)
+    own = getattr(original_of(cls), "__deepcopy__", None)
+    if own is not None and duplicate is copy.deepcopy:
+        new = own(module, memo)  # it may well build the class it finds, or its own
+        new.__class__ = cls
+        return new
+    new = object.__new__(cls)
+    memo[id(module)] = new
+    state = duplicate(module.__getstate__() if hasattr(module, "__getstate__") else module.__dict__, memo)
+    new.__setstate__(state)
+    return new
+
+
+def original_of(cls: type) -> type:
+    """The class that a swapped class replaces; any other class itself."""
+    return cls.__dict__.get("__nfkernels_original__", cls)
+
+
+def is_swapped(module: nn.Module) -> bool:
+    return isinstance(module, Swapped)
+
+
+def is_pending(module: nn.Module) -> bool:
+    return "__nfkernels_pending__" in type(module).__dict__
+
+
+@functools.cache
+def fused_class(adapter: Adapter, layer: type, original: type) -> type:
+    """``original`` with the methods of ``layer`` in front; one class for them, named and printed as the original."""
+    return _make(original, (layer, Swapped, original), {"__nfkernels_adapter__": adapter})
+
+
+@functools.cache
+def pending_class(adapter: Adapter, original: type) -> type:
+    """``original``, until its first call proves the adapter's layer or refutes it."""
+    wrappers = {name: _proving(adapter, name) for name in adapter.methods() if hasattr(original, name)}
+    return _make(original, (Swapped, original), {**wrappers, "__nfkernels_pending__": True})
+
+
+def _make(original: type, bases: tuple, members: dict) -> type:
+    names = {"__module__": original.__module__, "__qualname__": original.__qualname__, "__doc__": original.__doc__}
+    return type(original)(original.__name__, bases, {**names, **members, "__nfkernels_original__": original})
+
+
+def swap(module: nn.Module, adapter: Adapter) -> None:
+    module.__class__ = fused_class(adapter, adapter.layer(module), original_of(type(module)))
+
+
+def respecialise(module: nn.Module) -> None:
+    """Chooses a fused layer's class anew after its state has changed: its mask, its flag, an option."""
+    adapter = type(module).__nfkernels_adapter__
+    if adapter.refuse(module) is None:
+        swap(module, adapter)
+    else:
+        module.__class__ = original_of(type(module))
+
+
+def swap_at_first_call(module: nn.Module, adapter: Adapter) -> None:
+    _outcomes.pop(module, None)
+    module.__class__ = pending_class(adapter, original_of(type(module)))
+
+
+def restore(model: nn.Module) -> int:
+    """Gives every swapped layer of ``model`` its original class back, and returns how many there were."""
+    swapped = [m for m in model.modules() if is_swapped(m)]
+    for module in swapped:
+        module.__class__ = original_of(type(module))
+    return len(swapped)
+
+
+def outcome(module: nn.Module) -> tuple[bool, str] | None:
+    """What the first call of a pending layer found: ``(fused, why)``; None while it is pending."""
+    return _outcomes.get(module)
+
+
+def _proving(adapter: Adapter, name: str):
+    def method(self, *args: Any, **kwargs: Any) -> Any:
+        original = original_of(type(self))
+        if _elsewhere(self):
+            return getattr(original, name)(self, *args, **kwargs)
+        if not adapter.ready(self):  # its first batch initialises it, by its own code
+            return getattr(original, name)(self, *args, **kwargs)
+        from .proof import prove
+
+        verdict = prove(self, adapter, Call(name, args, kwargs))
+        _outcomes[self] = verdict.agrees, verdict.text
+        self.__class__ = fused_class(adapter, adapter.layer(self), original) if verdict.agrees else original
+        return getattr(self, name)(*args, **kwargs)
+
+    method.__name__ = name
+    return method
+
+
+def _elsewhere(module: nn.Module) -> bool:
+    """Whether this call is no place for a proof: traced, transformed, captured, or a replica's."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.jit.is_tracing()
+        or getattr(module, "_is_replica", False)
+        or (torch.cuda.is_available() and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
+    )
