@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from ..nn.coupling import as_slice
 
 
-@dataclass(frozen=True)
 class Split:
-    """Which of C channels a coupling transforms; the others decide. Hashable, so that a class can be made for it."""
+    """Which of C channels a coupling transforms; the others decide. Hashable, so that a class can be made for it.
 
-    transformed: tuple[int, ...]
-    identity: tuple[int, ...]
+    Its tensors are kept by device: what builds them runs once, and ``torch.compile`` sees constants.
+    """
+
+    def __init__(self, transformed: tuple[int, ...], identity: tuple[int, ...]) -> None:
+        self.transformed, self.identity = transformed, identity
+        self.piece = as_slice(torch.tensor(identity, dtype=torch.int64)) if identity else slice(0, 0)
+        places = [-1] * (len(transformed) + len(identity))
+        for place, channel in enumerate(transformed):
+            places[channel] = place
+        self._places = tuple(places)
+        self._maps: dict[torch.device, Tensor] = {}
+        self._indices: dict[torch.device, Tensor] = {}
 
     @staticmethod
     def of(transformed: Tensor, identity: Tensor) -> Split | None:
@@ -28,24 +34,26 @@ class Split:
 
     def channel_map(self, device: torch.device) -> Tensor:
         """int64 ``[C]``: the place of each transformed channel among the conditioner's outputs, -1 for the others."""
-        return _channel_map(self, device)
+        if device not in self._maps:
+            self._maps[device] = _made(self._places, device)
+        return self._maps[device]
 
     def kept(self, x: Tensor) -> Tensor:
         """The channels of x that pass through: a view wherever a stride describes them."""
-        piece, index = _kept(self, x.device)
-        return x[:, piece] if piece is not None else x.index_select(1, index)
+        if self.piece is not None:
+            return x[:, self.piece]
+        if x.device not in self._indices:
+            self._indices[x.device] = _made(self.identity, x.device)
+        return x.index_select(1, self._indices[x.device])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Split) and (self.transformed, self.identity) == (other.transformed, other.identity)
+
+    def __hash__(self) -> int:
+        return hash((self.transformed, self.identity))
 
 
-@functools.cache
-def _channel_map(split: Split, device: torch.device) -> Tensor:
-    places = [-1] * (len(split.transformed) + len(split.identity))
-    for place, channel in enumerate(split.transformed):
-        places[channel] = place
-    return torch.tensor(places, dtype=torch.int64, device=device)
-
-
-@functools.cache
-def _kept(split: Split, device: torch.device) -> tuple[slice | None, Tensor | None]:
-    index = torch.tensor(split.identity, dtype=torch.int64)
-    piece = as_slice(index) if split.identity else slice(0, 0)
-    return (piece, None) if piece is not None else (None, index.to(device))
+def _made(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """Never an inference tensor: the next call may train."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.int64, device=device)
