@@ -51,14 +51,25 @@ def _copied(module: Any, duplicate, memo: dict) -> Any:
         return new
     new = object.__new__(cls)
     memo[id(module)] = new
-    state = duplicate(module.__getstate__() if hasattr(module, "__getstate__") else module.__dict__, memo)
-    new.__setstate__(state)
+    # Parametrized modules refuse to tell their state, to stop pickling; copies are fine.
+    tells = getattr(cls, "__getstate__", None) is not getattr(object, "__getstate__", None)
+    state = module.__getstate__() if tells and not hasattr(module, "parametrizations") else vars(module)
+    new.__setstate__(duplicate(state, memo))
     return new
 
 
 def original_of(cls: type) -> type:
     """The class that a swapped class replaces; any other class itself."""
-    return cls.__dict__.get("__nfkernels_original__", cls)
+    if "__nfkernels_original__" in cls.__dict__:
+        return cls.__dict__["__nfkernels_original__"]
+    return _rebased(cls) if issubclass(cls, Swapped) else cls
+
+
+@functools.cache
+def _rebased(cls: type) -> type:
+    """A class that something else derived from a swapped one (a parametrization), derived from the original instead."""
+    members = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+    return type(cls)(cls.__name__, tuple(original_of(b) for b in cls.__bases__), members)
 
 
 def is_swapped(module: nn.Module) -> bool:
@@ -78,7 +89,7 @@ def fused_class(adapter: Adapter, layer: type, original: type) -> type:
 @functools.cache
 def pending_class(adapter: Adapter, original: type) -> type:
     """``original``, until its first call proves the adapter's layer or refutes it."""
-    wrappers = {name: _proving(adapter, name) for name in adapter.methods() if hasattr(original, name)}
+    wrappers = {name: _proving(adapter, original, name) for name in adapter.methods() if hasattr(original, name)}
     return _make(original, (Swapped, original), {**wrappers, "__nfkernels_pending__": True})
 
 
@@ -118,13 +129,13 @@ def outcome(module: nn.Module) -> tuple[bool, str] | None:
     return _outcomes.get(module)
 
 
-def _proving(adapter: Adapter, name: str):
+def _proving(adapter: Adapter, original: type, name: str):
+    by_itself = getattr(original, name)
+
     def method(self, *args: Any, **kwargs: Any) -> Any:
-        original = original_of(type(self))
-        if _elsewhere(self):
-            return getattr(original, name)(self, *args, **kwargs)
-        if not adapter.ready(self):  # its first batch initialises it, by its own code
-            return getattr(original, name)(self, *args, **kwargs)
+        # What is not ready is initialised by its first batch, in its own code.
+        if _elsewhere(self) or not adapter.ready(self):
+            return by_itself(self, *args, **kwargs)
         from .proof import prove
 
         verdict = prove(self, adapter, Call(name, args, kwargs))
