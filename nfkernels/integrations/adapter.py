@@ -8,7 +8,7 @@ parameter, buffer, key and hook stays where it was. A ``Layer`` keeps no state o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,6 +50,7 @@ class Adapter:
 
     Layer: type
     bypassed: tuple[str, ...] = ()
+    unknown: str = "computes none of the forms that are known"  # the reason where there is no candidate
 
     @property
     def name(self) -> str:
@@ -89,6 +90,16 @@ class Adapter:
     def trials(self, module: nn.Module, call: Call) -> list[Call]:
         """The calls that the proof makes, from one that was seen: itself. The partner of each is added by the proof."""
         return [call]
+
+    def candidates(self, module: nn.Module, call: Call) -> Iterable[Adapter]:
+        """The adapters that may serve this module, the likeliest first: the proof takes the first that agrees. By
+        default this one; one for a family of look-alikes tells them apart here, by the numbers of ``call``, a trial.
+        ``module`` is a disturbed float64 copy, to be run and hooked at will."""
+        return (self,)
+
+    def remarks(self, module: nn.Module) -> list[str]:
+        """What the report says of a module that is fused: where the fused layer does better than the original."""
+        return []
 
     def conditioners(self, module: nn.Module) -> list[nn.Module]:
         """The networks whose outputs the proof spreads over [-4, 4], so that no clamp or scale map hides behind a

@@ -31,6 +31,7 @@ FLOOR = {torch.float32: 1e-5, torch.float64: TOLERANCE_64, torch.bfloat16: 2e-2,
 class Verdict:
     agrees: bool
     text: str  # why not, or what had to be proved in another way
+    adapter: Adapter  # the one that agrees: the adapter itself, or one of its candidates
 
 
 class Differs(Exception):
@@ -44,14 +45,15 @@ def prove(module: nn.Module, adapter: Adapter, call: Call) -> Verdict:
     """
     with _aside(call):
         try:
-            return Verdict(True, "; ".join(_compare(module, adapter, call)))
+            agreeing, notes = _compare(module, adapter, call)
+            return Verdict(True, "; ".join(notes), agreeing)
         except Differs as error:
-            return Verdict(False, str(error))
+            return Verdict(False, str(error), adapter)
         except Exception as error:  # a layer that cannot be copied or run is a layer that stays as it is
-            return Verdict(False, f"could not be proved ({_told(error)})")
+            return Verdict(False, f"could not be proved ({_told(error)})", adapter)
 
 
-def _compare(module: nn.Module, adapter: Adapter, call: Call) -> list[str]:
+def _compare(module: nn.Module, adapter: Adapter, call: Call) -> tuple[Adapter, list[str]]:
     notes: list[str] = []
     call = call.map(Tensor.detach)
     small = call.map(_fewer(call))
@@ -64,7 +66,20 @@ def _compare(module: nn.Module, adapter: Adapter, call: Call) -> list[str]:
             if not disturbed:
                 raise
             notes.clear()
-    narrow = _narrow(plain, call)
+    first: Differs | None = None
+    for candidate in adapter.candidates(copy.deepcopy(plain).double(), trials[0][0]):
+        found = list(notes)
+        try:
+            _agree(plain, candidate, trials, _narrow(plain, call), found)
+        except Differs as error:
+            first = first or error
+            continue
+        return candidate, found + candidate.remarks(module)
+    raise first or Differs(adapter.unknown)
+
+
+def _agree(plain: nn.Module, adapter: Adapter, trials: list, narrow: torch.dtype, notes: list[str]) -> None:
+    """Raises Differs unless the adapter's layer gives what the original gave on every trial."""
     for trial, expected in trials:
         fused = _fused(plain, adapter)
         if expected is None:
@@ -85,7 +100,6 @@ def _compare(module: nn.Module, adapter: Adapter, call: Call) -> list[str]:
                 _judge(name, trial, off, SLACK * own_off + 1e3 * floor * _mean_distance(e, torch.zeros_like(e)) + floor)
             else:
                 _near(name, trial, e, g, SLACK * _distance(e, o) + floor * _size(e))
-    return notes
 
 
 def _trials(plain: nn.Module, adapter: Adapter, call: Call, notes: list[str]) -> list[tuple[Call, Any]]:
@@ -159,7 +173,9 @@ def _round_trip(fused: nn.Module, adapter: Adapter, trial: Call, notes: list[str
 
 def _duplicate(module: nn.Module, adapter: Adapter, disturbed: bool) -> nn.Module:
     """A copy with the original class, without the caller's hooks, its conditioners' outputs spread."""
-    twin = copy.deepcopy(module)
+    # What a layer keeps of an earlier call (a cached inverse) may have a graph, which cannot be copied.
+    kept = (v for m in module.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf)
+    twin = copy.deepcopy(module, {id(v): v.detach().clone() for v in kept})
     twin.__class__ = original_of(type(twin))
     for part in twin.modules():
         for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):

@@ -140,7 +140,8 @@ def _proving(adapter: Adapter, original: type, name: str):
 
         verdict = prove(self, adapter, Call(name, args, kwargs))
         _outcomes[self] = verdict.agrees, verdict.text
-        self.__class__ = fused_class(adapter, adapter.layer(self), original) if verdict.agrees else original
+        found = verdict.adapter
+        self.__class__ = fused_class(found, found.layer(self), original) if verdict.agrees else original
         return getattr(self, name)(*args, **kwargs)
 
     method.__name__ = name
