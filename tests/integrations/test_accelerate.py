@@ -139,6 +139,34 @@ def test_a_formula_that_differs_only_far_out_is_kept_with_what_differs():
     assert type(model.layers[0]) is Wrong
 
 
+def test_the_proof_runs_the_networks_themselves_only_a_few_times():
+    class Counted(nn.Linear):
+        count = 0
+
+        def forward(self, x):
+            Counted.count += 1
+            return super().forward(x)
+
+    model = _model(Wrong())
+    model.layers[0].__class__ = Coupled  # WrongAdapter names its conditioner, CoupledAdapter does not
+    model.layers[0].net = Counted(2, 4)
+    accelerate(model, X)
+    unnamed, Counted.count = Counted.count, 0
+    model.layers[0].__class__ = Named
+    assert accelerate(model, X).fused
+    assert Counted.count <= 8 < unnamed
+
+
+class Named(Coupled):
+    pass
+
+
+@register(Named)
+class NamedAdapter(CoupledAdapter):
+    def conditioners(self, module):
+        return [module.net]
+
+
 def test_dry_run_changes_nothing():
     model = _model()
     report = accelerate(model, X, dry_run=True)
