@@ -147,9 +147,8 @@ def test_the_proof_runs_the_networks_themselves_only_a_few_times():
             Counted.count += 1
             return super().forward(x)
 
-    model = _model(Wrong())
-    model.layers[0].__class__ = Coupled  # WrongAdapter names its conditioner, CoupledAdapter does not
-    model.layers[0].net = Counted(2, 4)
+    model = _model(Coupled())  # whose adapter does not name its conditioner
+    model.layers[0].net = nn.Sequential(Counted(2, 4))
     accelerate(model, X)
     unnamed, Counted.count = Counted.count, 0
     model.layers[0].__class__ = Named
