@@ -25,6 +25,7 @@ from .conv_net import (
     network_dtype,
     uniform_init,
 )
+from .fold import Scaling, folded
 from .glow_body import GlowBody, GlowTensors
 from .invertible_conv import plu
 from .linear_bijection import checked_log_scale, random_rotations
@@ -164,7 +165,10 @@ class GlowSteps(StartsFromData):
 
     def _body(self, x: Tensor) -> GlowBody:
         matrices = by_matrices(x, network_dtype(self.weight1))
-        return GlowBody(self.steps, self.split, self.kernels, matrices, self.scale_map, self.order, self.dropout)
+        return GlowBody(
+            steps=self.steps, split=self.split, scale_map=self.scale_map, order=self.order, kernels=self.kernels,
+            matrices=matrices, rate=self.dropout,
+        )  # fmt: skip
 
     def _tensors(
         self, x: Tensor, context: Tensor | None, *, mix: bool = True, unmix: bool = True
@@ -173,18 +177,11 @@ class GlowSteps(StartsFromData):
         dtype = compute_dtype(x)
         made = self._composed(dtype, weight=mix, inverse=unmix)
         log_scale, bias = self.log_scale.to(dtype), self.bias.to(dtype)
-        mixes = shifts = unmixes = None
-        # y = W (e^s x + b) = (W e^s) x + W b; sums and not products, which TF32 would round.
-        if mix:
-            mixes = made.weight * torch.exp(log_scale)[:, None]
-            shifts = (made.weight * bias[:, None]).sum(2)
-        if unmix:
-            unscale = torch.exp(-log_scale)
-            unmixes = unscale[..., None] * made.inverse
-            if not mix:
-                shifts = -bias * unscale
+        actnorm = Scaling(torch.exp(log_scale), bias, torch.exp(-log_scale))
+        made_of = folded(actnorm, made.weight, made.inverse, None)  # W (e^s x + b) = (W e^s) x + W b
         constant = (made.logdet + log_scale.to(made.logdet.dtype).sum()) * (x.shape[2] * x.shape[3])
-        return GlowTensors(mixes, shifts, unmixes, *self._networks(x, context)), constant
+        shift = made_of.shift if mix else made_of.unshift
+        return GlowTensors(made_of.mix, shift, made_of.unmix, *self._networks(x, context)), constant
 
     def _composed(self, dtype: torch.dtype, **options: bool) -> LUMatrices:
         """All K mixing matrices or their inverses, ActNorm not yet in them, ``[K, C, C]``, in one launch."""
