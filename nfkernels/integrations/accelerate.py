@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_flatten
 
 from . import swap as swapping
 from .adapter import Adapter
-from .libraries import entry_of, library_of
+from .libraries import PLAIN, entry_of, library_of
 from .proof import prove
 from .registry import by_structure, find, qualified
-from .report import Report, Row, row
+from .report import Report, Row, part, row
 from .watch import unchanged, watch
 
 Pattern = "str | type | Callable[[str, nn.Module], bool]"
@@ -67,14 +67,19 @@ def accelerate(
     rows: list[Row] = []
     found: dict[nn.Module, Adapter] = {}
     wanted = _selection(model, include, exclude)
+    parts: dict[nn.Module, Row] = {}
     for path, module in model.named_modules():
+        if module in parts:
+            rows.append(part(path, module, parts[module]))
+            continue
         adapter, reason = (None, None) if swapping.is_swapped(module) else find(module)
         if swapping.is_swapped(module):
             status = "pending" if swapping.is_pending(module) else "fused"
             rows.append(row(path, module, status, "already"))
         elif adapter is None:
             if library_of(module) is not None and wanted(path, module):
-                rows.append(row(path, module, "kept", f"no adapter for {qualified(type(module))}"))
+                name = qualified(type(module))
+                rows.append(row(path, module, "kept", PLAIN.get(name, f"no adapter for {name}")))
         elif not wanted(path, module):
             rows.append(row(path, module, "kept", "not asked for (include, exclude)"))
         else:
@@ -86,8 +91,9 @@ def accelerate(
             else:
                 found[module] = adapter
                 rows.append(row(path, module, "pending"))
+                parts |= dict.fromkeys(adapter.parts(module), rows[-1])
     report = Report(type(model).__name__, rows, dry_run)
-    places = {row._module(): row for row in rows}
+    places = {row._module(): row for row in rows if row._module is not None}
 
     if not verify:
         for module in found:
@@ -186,13 +192,22 @@ def _as_tuple(inputs: Any) -> tuple:
 
 def _hooked(module: nn.Module, adapter: Adapter) -> str | None:
     """A hook on a submodule that the fused layer reads but does not call would never fire."""
+    parts = set(adapter.parts(module))
+    for name, inner in module.named_modules():
+        if inner in parts and _has_hooks(inner):
+            return f"a hook on {name}, which the fused layer does not call"
     for name in adapter.bypassed:
         inner = getattr(module, name, None)
         if isinstance(inner, nn.Module):
             for part_name, part in inner.named_modules(prefix=name):
-                if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+                if _has_hooks(part):
                     return f"a hook on {part_name}, which the fused layer does not call"
     return None
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks)
 
 
 def _selection(model: nn.Module, include: Any, exclude: Any) -> Callable[[str, nn.Module], bool]:

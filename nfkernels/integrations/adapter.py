@@ -101,6 +101,11 @@ class Adapter:
         """What the report says of a module that is fused: where the fused layer does better than the original."""
         return []
 
+    def parts(self, module: nn.Module) -> list[nn.Module]:
+        """The submodules whose work the fused methods do themselves (not the networks that they call): they share
+        this layer's fate in the report and are not swapped on their own; a hook on one keeps the layer."""
+        return []
+
     def conditioners(self, module: nn.Module) -> list[nn.Module]:
         """The networks whose outputs the proof spreads over [-4, 4], so that no clamp or scale map hides behind a
         network that starts at zero."""

@@ -17,6 +17,13 @@ LAYER_BASES = {
     "zuko.lazy.LazyTransform": "zuko",
 }
 
+# Layers of theirs that need no adapter, and why.
+PLAIN = {
+    "normflows.flows.affine.glow.GlowBlock": "a container: its layers are what is fused",
+    "normflows.flows.base.Composite": "a container: its layers are what is fused",
+    "normflows.flows.base.Reverse": "a container: its layer is what is fused",
+}
+
 
 def _log_prob(model: Any, *inputs: Any) -> Any:
     return model.log_prob(*inputs)

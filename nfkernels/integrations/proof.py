@@ -185,12 +185,12 @@ def _round_trip(fused: nn.Module, adapter: Adapter, trial: Call, notes: list[str
 
 
 def _duplicate(module: nn.Module, adapter: Adapter, disturbed: bool) -> nn.Module:
-    """A copy with the original class, without the caller's hooks, its conditioners' outputs spread."""
+    """A copy of original classes, without the caller's hooks, its conditioners' outputs spread."""
     # What a layer keeps of an earlier call (a cached inverse) may have a graph, which cannot be copied.
     kept = (v for m in module.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf)
     twin = copy.deepcopy(module, {id(v): v.detach().clone() for v in kept})
-    twin.__class__ = original_of(type(twin))
     for part in twin.modules():
+        part.__class__ = original_of(type(part))
         for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
             for key in [k for k, hook in hooks.items() if not _of_torch(hook)]:
                 del hooks[key]

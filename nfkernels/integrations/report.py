@@ -30,6 +30,7 @@ class Row:
     _status: Status
     _reason: str = ""
     _module: weakref.ref | None = field(default=None, repr=False)
+    _whole: Row | None = field(default=None, repr=False)  # the layer that does this one's work
 
     @property
     def status(self) -> Status:
@@ -40,7 +41,9 @@ class Row:
         return self._now()[1]
 
     def _now(self) -> tuple[Status, str]:
-        """A pending layer's row changes with its first call."""
+        """A pending layer's row changes with its first call; a part's is that of its whole."""
+        if self._whole is not None:
+            return self._whole.status, f"as a part of {self._whole.path or 'the model'}"
         module = self._module() if self._module is not None else None
         if self._status != "pending" or module is None or is_pending(module):
             return self._status, self._reason
@@ -104,3 +107,8 @@ class Report:
 
 def row(path: str, module: nn.Module, status: Status, reason: str = "") -> Row:
     return Row(path, type(module).__name__, status, reason, weakref.ref(module))
+
+
+def part(path: str, module: nn.Module, whole: Row) -> Row:
+    """The row of a submodule whose work is done by the layer of another row."""
+    return Row(path, type(module).__name__, "pending", _whole=whole)

@@ -6,6 +6,7 @@ import copy
 import copyreg
 import functools
 import weakref
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ class Swapped:
         """What was loaded may ask for another layer: a mask in a buffer, a flag that says uninitialised."""
         super()._load_from_state_dict(*args, **kwargs)
         if not is_pending(self):
+            if self._modules:
+                _once_loaded(self)
             respecialise(self)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -104,11 +107,26 @@ def swap(module: nn.Module, adapter: Adapter) -> None:
 
 def respecialise(module: nn.Module) -> None:
     """Chooses a fused layer's class anew after its state has changed: its mask, its flag, an option."""
-    adapter = type(module).__nfkernels_adapter__
+    choose(module, type(module).__nfkernels_adapter__)
+
+
+def choose(module: nn.Module, adapter: Adapter) -> None:
     if adapter.refuse(module) is None:
         swap(module, adapter)
     else:
         module.__class__ = original_of(type(module))
+
+
+def _once_loaded(module: nn.Module) -> None:
+    """Once more when the submodules are loaded too, which hold the masks of some layers. The hook leaves no trace: for
+    the time of this load the module has another dictionary of hooks."""
+    adapter, hooks = type(module).__nfkernels_adapter__, module._load_state_dict_post_hooks
+
+    def loaded(module: nn.Module, _: Any) -> None:
+        module._load_state_dict_post_hooks = hooks
+        choose(module, adapter)
+
+    module._load_state_dict_post_hooks = OrderedDict(hooks, nfkernels=loaded)
 
 
 def swap_at_first_call(module: nn.Module, adapter: Adapter) -> None:

@@ -413,3 +413,71 @@ def test_distributed_data_parallel(tmp_path):
     mp.start_processes(_worker, (port, str(tmp_path / "grads")), nprocs=2, start_method="spawn")
     plain, fused = torch.load(tmp_path / "grads", weights_only=True)
     torch.testing.assert_close(fused, plain)
+
+
+class Wrapped(nn.Module):
+    """A layer that hands on to another one, which the adapter below spares it; its buffer picks the formula."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Module()
+        self.inner.coupled = Coupled()
+        self.inner.register_buffer("twice", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, x):
+        z, logdet = self.inner.coupled(x)
+        return (z + z, logdet) if self.inner.twice else (z, logdet)
+
+
+@register(Wrapped)
+class WrappedAdapter(Adapter):
+    class Layer:
+        def forward(self, x):
+            z, logdet = affine_coupling(x, self.inner.coupled.net(x[:, :2]), **OPTIONS)
+            return z, logdet
+
+    class Twice:
+        def forward(self, x):
+            z, logdet = affine_coupling(x, self.inner.coupled.net(x[:, :2]), **OPTIONS)
+            return z + z, logdet
+
+    def layer(self, module):
+        return self.Twice if bool(module.inner.twice) else self.Layer
+
+    def parts(self, module):
+        return [module.inner.coupled]
+
+
+def test_parts_of_a_fused_layer_share_its_fate():
+    for inputs in (X, None):
+        model = _model(Wrapped())
+        expected = model(X)
+        report = accelerate(model, inputs)
+        torch.testing.assert_close(model(X), expected)
+        assert [(row.path, row.status) for row in report] == [
+            ("layers.0", "fused"),
+            ("layers.0.inner.coupled", "fused"),
+        ]
+        assert report.rows[1].reason == "as a part of layers.0"
+        assert not is_swapped(model.layers[0].inner.coupled)
+        assert restore(model) == 1
+
+
+def test_a_hook_on_a_part_keeps_the_whole_and_frees_the_part():
+    model = _model(Wrapped())
+    model.layers[0].inner.coupled.register_forward_hook(lambda *_: None)
+    report = accelerate(model, X)
+    assert [row.status for row in report] == ["kept", "fused"]
+    assert report.rows[0].reason == "a hook on inner.coupled, which the fused layer does not call"
+
+
+def test_what_submodules_load_is_looked_at_once_they_are_loaded():
+    model, other = _model(Wrapped()), _model(Wrapped())
+    other.layers[0].inner.twice.fill_(True)
+    expected = other(X)
+    accelerate(model, X)
+    hooks = dict(model.layers[0]._load_state_dict_post_hooks)
+    model.load_state_dict(other.state_dict())
+    torch.testing.assert_close(model(X), expected)
+    assert is_swapped(model.layers[0])
+    assert model.layers[0]._load_state_dict_post_hooks == hooks
