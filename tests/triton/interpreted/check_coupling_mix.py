@@ -73,7 +73,7 @@ def compare(shape, *, count=None, dtype=F32, params_dtype=None, layouts=("contig
     return got
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 5, 12, 16, 17, 31, 32, 48, 64])
+@pytest.mark.parametrize("channels", [1, 3, 5, 16, 31, 32, 48])
 def test_channels(channels):
     compare((2, channels, 3, 3), running=True)
     compare((2, channels, 7), identity="second", order="shift_first")
@@ -181,7 +181,7 @@ def test_several_tiles_for_one_worker(monkeypatch):
     monkeypatch.setattr(launchers.tiles, "WORKERS", 2)
     monkeypatch.setattr(launchers.tiles, "PROGRAMS", 2)
     monkeypatch.setattr(launchers, "MOST_TILES", 5)
-    for channels, size in ((12, 64 * 19), (20, 64 * 11)):
+    for channels, size in ((12, 64 * 11), (20, 64 * 7)):
         first, second = (compare((1, channels, size), gain=True, running=True) for _ in range(2))
         assert all(torch.equal(first[k], second[k]) for k in first)
 

@@ -54,13 +54,13 @@ def compare(count, channels, *, dtype=F32, softplus=False, need=(True, True), gr
         assert_close(name, *values)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 5, 12, 17, 31, 32])
+@pytest.mark.parametrize("channels", [1, 2, 5, 17, 31])
 def test_channels(channels):
     compare(2, channels)
     compare(1, channels, softplus=True, permuted=False)
 
 
-@pytest.mark.parametrize("channels", [33, 48, 128, 130])
+@pytest.mark.parametrize("channels", [33, 130])
 def test_many_channels(channels):
     compare(1, channels)
 

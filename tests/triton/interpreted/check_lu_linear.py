@@ -51,7 +51,7 @@ def compare(shape, *, inverse=False, dtype=F32, layout="contiguous", permuted=Tr
 
 
 @pytest.mark.parametrize("inverse", [False, True])
-@pytest.mark.parametrize("width", [1, 2, 3, 5, 12, 16, 31, 33])
+@pytest.mark.parametrize("width", [1, 2, 5, 16, 33])
 def test_widths(width, inverse):
     compare((2, width, 3, 3), inverse=inverse)
     compare((19, width), inverse=inverse, permuted=False)
