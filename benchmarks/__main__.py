@@ -1,4 +1,4 @@
-"""``python -m benchmarks gpu | cpu | complexity | linear | density | demo | glow | report`` (benchmarks/README.md)."""
+"""``python -m benchmarks gpu | cpu | complexity | linear | density | demo | glow | peers | report``; see README.md."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-STAGES = ("build", "tests", "sanitizer")
+STAGES = ("build", "tests", "sanitizer", "peers")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,6 +62,18 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--steps", type=int, default=1000, help="of training (default: %(default)s)")
     sub.add_argument("--quick", action="store_true", help="one seed, five steps: does it run?")
     sub.add_argument("--commit", help="the commit measured, where the tree has no git")
+    text = "other libraries' models before and after nfkernels.accelerate, or their own tests with --suites"
+    sub = commands.add_parser("peers", help=text, description=text)
+    sub.add_argument("--out", type=Path, default=RESULTS, help="results go to OUT/<device>/ (default: %(default)s)")
+    sub.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
+    sub.add_argument("--case", nargs="+", default=[], metavar="NAME", help="only models that have this in their name")
+    sub.add_argument("--seconds", type=float, help="of each measure, before and after together (default: 15)")
+    sub.add_argument("--steps", type=int, help="of the loss curves (default: 100)")
+    sub.add_argument("--minutes", type=float, help="budget; what does not fit is recorded as not reached")
+    text = "run the libraries' tests, as they are and swapped, from the source distributions unpacked in DIR"
+    sub.add_argument("--suites", type=Path, metavar="DIR", help=text)
+    sub.add_argument("--quick", action="store_true", help="tiny models, hardly timed: does it run?")
+    sub.add_argument("--commit", help="the commit measured, where the tree has no git")
     text = "results to README tables and plots"
     sub = commands.add_parser("report", help=text, description=text)
     sub.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is not what results say")
@@ -90,6 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
             return run(args.out, quick=args.quick, commit=args.commit, names=args.bars)
         if args.command == "glow":
             return glow(args)
+        if args.command == "peers":
+            return peers(args)
         if args.command == "demo":
             from . import demo
 
@@ -119,6 +133,17 @@ def glow(args: argparse.Namespace) -> int:
     from .glow import run
 
     return run.run(args.out, minutes=args.minutes, only=args.preset, **common)
+
+
+def peers(args: argparse.Namespace) -> int:
+    common = {"quick": args.quick, "names": args.case, "commit": args.commit}
+    if args.suites is not None:
+        from .peers import suites
+
+        return suites.run(args.out, args.suites, **common)
+    from .peers import run
+
+    return run.run(args.out, device=args.device, seconds=args.seconds, steps=args.steps, minutes=args.minutes, **common)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from nfkernels.training.demo.stages import flatten
 from . import machine
 from .complexity.measure import keep_memory
 from .complexity.run import Saved
-from .peers import installed
+from .peers.layers import installed
 from .record import Budget
 
 SEEDS = 5

@@ -18,7 +18,7 @@ from .tables import case_table
 from .timing import CudaTimer
 
 HEADLINE_SECONDS = 60.0  # of a run, for its first partial table
-SHARES = {"build": 0.5, "tests": 0.25, "sanitizer": 0.25}  # of what is left, at most
+SHARES = {"build": 0.5, "tests": 0.25, "sanitizer": 0.25, "peers": 0.5}  # of what is left, at most
 NO_GPU = (
     "no CUDA device here: `python -m benchmarks gpu` needs one; `python -m benchmarks cpu` measures the CPU kernels"
 )
@@ -35,10 +35,11 @@ def run(
     device: torch.device | None = None,
     timer=None,
     shell: stages.Shell = stages.shell,
+    peers: Callable[..., int] | None = None,
     clock: Callable[[], float] | None = None,
 ) -> int:
     """Measures, writes ``out/<device>/<date>-<commit>.{json,md}``, returns the exit status. A test gives another
-    device, timer, shell and clock."""
+    device, timer, shell, clock and measurement of the peers."""
     if device is None:
         if not torch.cuda.is_available() or torch.version.hip:
             print(NO_GPU, file=sys.stderr)
@@ -96,10 +97,29 @@ def run(
     rest = work[:]
     del rest[:first]
     measure_all(rest, record, setting, budget, wanted=eager)
+    if "peers" not in skip:
+        limit = budget.left() * SHARES["peers"] / 60 if minutes else None
+        _stage(record, say, "peers", _peers(peers, out, limit, quick, commit))
     # Compiling takes seconds a case and is not what is under test: last, as far as the budget goes.
     if not quick:
         measure_all(work, record, setting, budget, wanted=lambda c: c.compiled)
     return finish(record)
+
+
+def _peers(measure: Callable[..., int] | None, out: Path, minutes: float | None, quick: bool, commit: str | None):
+    """Other libraries' models before and after ``accelerate``, with results of their own."""
+    if measure is None:
+        from .peers.layers import installed
+        from .peers.run import run as measure
+
+        if not any(map(installed, ("nflows", "normflows", "zuko", "FrEIA"))):
+            return {"status": "skipped", "reason": "none of nflows, normflows, zuko, FrEIA is installed"}
+    try:
+        code = measure(out, device="cuda", quick=quick, names=[], commit=commit, seconds=2.0, minutes=minutes)
+    except Exception as error:
+        return {"status": "failed", "reason": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
+    reason = "see peers-*.json" if code == 0 else "a model is wrong, failed or got slower: see peers-*.json"
+    return {"status": "failed" if code else "done", "reason": reason}
 
 
 def _stage(record: Record, say: Callable[[str], None], name: str, result: dict | None) -> None:

@@ -39,6 +39,7 @@ def run(*, check: bool, root: Path = ROOT) -> int:
     texts = {root / "README.md": readme(root, found)}
     texts |= linear_flows(root)
     texts |= glow_pages(root)
+    texts |= peers_pages(root)
     for name, data in found.items():
         texts[root / "benchmarks" / "results" / name / "README.md"] = device_page(data, source(data))
     stale = [path for path, text in texts.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
@@ -64,7 +65,7 @@ def run(*, check: bool, root: Path = ROOT) -> int:
 
 
 def redraw(root: Path) -> None:
-    """The linear flows' pictures, and those of trained Glows."""
+    """The linear flows' pictures, those of trained Glows, and other libraries' loss curves."""
     from .glow import page as glow_page
     from .glow import picture as glow_picture
 
@@ -73,6 +74,13 @@ def redraw(root: Path) -> None:
             if entry["id"].startswith("train"):
                 path = root / "benchmarks" / "results" / folder / glow_page.picture_name(entry["id"])
                 glow_picture.draw(entry, data, path)
+    from .peers import page as peers_page
+    from .peers import picture as peers_picture
+
+    for folder, of in peers_page.devices(root / "benchmarks" / "results").items():
+        if of["peers"] and peers_page.drawable(of["peers"]["cases"]):
+            path = root / "benchmarks" / "results" / folder / "peers.png"
+            peers_picture.draw(of["peers"]["cases"], f"Losses before and after accelerate ({folder})", path)
     from .complexity import page, picture
 
     for folder, (sweeps, _) in page.measured(root / "benchmarks" / "results").items():
@@ -91,14 +99,16 @@ def plottable(data: dict[str, Any]) -> bool:
 
 
 def readme(root: Path, found: dict[str, dict]) -> str:
-    """The README with its blocks made anew; those of Glow and of small flows are wanted once they have results."""
+    """The README with its blocks made anew; those of Glow, of small flows and of other libraries' are wanted once they
+    have results."""
     from .density import page as density_page
     from .glow import page as glow_page
+    from .peers import page as peers_page
 
     text = (root / "README.md").read_text(encoding="utf-8")
     results = root / "benchmarks" / "results"
     made = {(BEGIN, END): block(found)}
-    for page in (glow_page, density_page):
+    for page in (glow_page, density_page, peers_page):
         if page.BEGIN in text or page.devices(results):
             made[page.BEGIN, page.END] = page.block(results)
     for (begin, end), of in made.items():
@@ -113,6 +123,13 @@ def glow_pages(root: Path) -> dict[Path, str]:
 
     results = root / "benchmarks" / "results"
     return {results / name / "glow.md": page.text(data) for name, data in page.devices(results).items()}
+
+
+def peers_pages(root: Path) -> dict[Path, str]:
+    from .peers import page
+
+    results = root / "benchmarks" / "results"
+    return {results / name / "peers.md": page.text(name, of) for name, of in page.devices(results).items()}
 
 
 def filled(text: str, begin: str, end: str, block: str) -> str:

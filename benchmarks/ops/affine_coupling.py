@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..case import BACKWARD, EXTRA, FORWARD, INVERSE, STANDARD, STEP, Case, Inputs, Op, Peer
-from ..peers import COUPLINGS, installed
+from ..peers.layers import COUPLINGS, installed
 from .shapes import IMAGES, ROWS, demoted, only, spread
 
 FORMS = {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..case import EXTRA, HEADLINE, INVERSE, STANDARD, Case, Inputs, Op, Peer
-from ..peers import installed
+from ..peers.layers import installed
 from .shapes import only, spread
 
 HIDDEN, LAYERS = 64, 2

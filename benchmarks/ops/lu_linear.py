@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..case import BACKWARD, EXTRA, FORWARD, HEADLINE, INVERSE, STANDARD, STEP, Case, Inputs, Op, Peer
-from ..peers import installed, nflows_lu_linear
+from ..peers.layers import installed, nflows_lu_linear
 from .shapes import demoted, only, spread
 
 DIAGONALS = {"": "exp", "nflows": "softplus"}

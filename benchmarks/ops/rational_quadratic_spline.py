@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..case import BACKWARD, EXTRA, FORWARD, HEADLINE, INVERSE, STANDARD, STEP, Case, Inputs, Op, Peer
-from ..peers import SPLINES, installed
+from ..peers.layers import SPLINES, installed
 from .shapes import demoted, only, spread
 
 # Params are 23 times the data: the headline's 400 MB of them are past any cache.

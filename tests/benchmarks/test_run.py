@@ -252,14 +252,18 @@ def test_a_gpu_run_in_all_its_stages(tmp_path, monkeypatch, capsys, failing):
     shell = FakeShell(
         **{"compute-sanitizer": Finished(0, "ERROR SUMMARY: 0 errors"), "pytest": Finished(int(failing), text)}
     )
-    timer = FakeTimer()
+    timer, asked = FakeTimer(), []
     code = gpu.run(
-        tmp_path, minutes=8, quick=True, names=[], commit="abc", device=CPU, timer=timer, shell=shell, clock=FakeClock()
-    )
+        tmp_path, minutes=8, quick=True, names=[], commit="abc", device=CPU, timer=timer, shell=shell,
+        clock=FakeClock(), peers=lambda out, **options: asked.append(options) or int(failing),
+    )  # fmt: skip
+    assert asked[0]["device"] == "cuda"
+    assert asked[0]["minutes"] <= 4
     assert code == int(failing)
     data = json.loads(next(tmp_path.rglob("*.json")).read_text())
     assert {n: s["status"] for n, s in data["stages"].items()} == {
         "build": "done", "tests": "failed" if failing else "done", "sanitizer": "done",
+        "peers": "failed" if failing else "done",
     }  # fmt: skip
     assert data["stages"]["tests"]["counts"] == ({"failed": 1, "passed": 1} if failing else {"passed": 2})
     assert all(c["contenders"]["native"]["status"] == "measured" for c in data["cases"])
@@ -275,7 +279,7 @@ def test_gpu_runs_leave_compiled_contenders_for_last(tmp_path, monkeypatch):
     monkeypatch.setattr(ops, "tables", lambda names: [replace(channel_mix.OP, cases=lambda kind: [CASE])])
     monkeypatch.setattr(roofline, "measure", lambda *a, **k: {"copy_bytes_per_s": 1e9})
     timer = FakeTimer(clock, seconds=1.0)
-    skip = ["build", "tests", "sanitizer"]
+    skip = ["build", "tests", "sanitizer", "peers"]
     gpu.run(tmp_path, minutes=0.04, quick=False, names=[], commit="a", skip=skip, device=CPU, timer=timer, clock=clock)
     data = json.loads(next(tmp_path.rglob("*.json")).read_text())
     entries = data["cases"][0]["contenders"]

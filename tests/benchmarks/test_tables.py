@@ -8,7 +8,7 @@ import torch
 from benchmarks.case import BACKWARD, EXTRA, FORWARD, HEADLINE, INVERSE, STEP, Case, draw, exact, prepare
 from benchmarks.gate import compare
 from benchmarks.ops import TABLES, tables
-from benchmarks.peers import COUPLINGS, SPLINES
+from benchmarks.peers.layers import COUPLINGS, SPLINES
 
 OPS = {module.OP.name: module.OP for module in TABLES}
 SHAPE = (2, 8, 4, 4)

@@ -7,7 +7,7 @@ import importlib.util
 import torch
 from torch import nn
 
-from .case import Inputs, Peer
+from ..case import Inputs, Peer
 
 
 class Given(nn.Module):
