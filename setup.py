@@ -34,6 +34,7 @@ OPS = [
     "philox_uniform",
     "rational_quadratic_spline",
 ]
+CPU_OPS = ["lu_layer"]  # kernels on the CPU alone
 OPTIMISE = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # Each kernel file is compiled once per set; isa.cpp chooses at run time.
@@ -177,7 +178,7 @@ def build_cpu(build: Path, output: Path) -> None:
     torch_compile, link = torch_flags()
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     ninja = NinjaFile(build, find_compiler())
-    for op in OPS:
+    for op in [*OPS, *CPU_OPS]:
         for isa, flags in (X86_SETS if x86 else {"baseline": []}).items():
             ninja.compile(f"cpu/{op}.cpp", [*COMMON, *OPTIMISE, *flags], name=f"cpu_{op}_{isa}")
         ninja.compile(f"bindings/{op}.cpp", [*COMMON, "-O2", *torch_compile])

@@ -17,18 +17,25 @@
   OP(philox_uniform)         \
   OP(rational_quadratic_spline)
 
+// Those of ops that the CPU alone has kernels for: they are empty in nfkernels._C_cuda.
+#define NF_CPU_OPS(OP) OP(lu_layer)
+
 namespace nf {
 
 using torch::stable::detail::StableLibrary;
 
 #define NF_DECLARE_REGISTER(op) void register_##op(StableLibrary&);
 NF_OPS(NF_DECLARE_REGISTER)
+NF_CPU_OPS(NF_DECLARE_REGISTER)
 
 // Called from Python once the module's schema version has been found to match.
 inline void register_ops(const char* key) {
   static StableLibrary library(StableLibrary::Kind::IMPL, "nfkernels", key, __FILE__, __LINE__);
 #define NF_REGISTER(op) register_##op(library);
   NF_OPS(NF_REGISTER)
+#ifndef NF_CUDA
+  NF_CPU_OPS(NF_REGISTER)
+#endif
 }
 
 }  // namespace nf

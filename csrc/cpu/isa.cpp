@@ -3,16 +3,19 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "../include/cpu_kernels.h"
 #include "processor.h"
 
 namespace nf {
 
-#define NF_DECLARE(ISA)                                \
-  namespace ISA {                                      \
-  NF_KERNELS(NF_DECLARE_KERNEL)                        \
-  void elementary(int, const float*, float*, int64_t); \
-  static const Kernels table = {NF_KERNELS(NF_ENTRY)}; \
-  }                                                    \
+#define NF_DECLARE(ISA)                                          \
+  namespace ISA {                                                \
+  NF_KERNELS(NF_DECLARE_KERNEL)                                  \
+  NF_CPU_KERNELS(NF_DECLARE_KERNEL)                              \
+  void elementary(int, const float*, float*, int64_t);           \
+  static const Kernels table = {NF_KERNELS(NF_ENTRY)};           \
+  static const CpuKernels cpu_only = {NF_CPU_KERNELS(NF_ENTRY)}; \
+  }                                                              \
   static const Processor processor_##ISA = {#ISA, ISA::elementary, ISA::table};
 #define NF_ENTRY(name, ...) name,
 
@@ -43,5 +46,13 @@ const Processor& processor() {
 }
 
 const Kernels& kernels() { return processor().kernels; }
+
+const CpuKernels& cpu_kernels() {
+#ifdef NF_HAVE_X86_SETS
+  if (&processor() == &processor_avx512) return avx512::cpu_only;
+  if (&processor() == &processor_avx2) return avx2::cpu_only;
+#endif
+  return baseline::cpu_only;
+}
 
 }  // namespace nf

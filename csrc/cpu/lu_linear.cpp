@@ -46,7 +46,7 @@ struct Factors {
       matrix.data[i * (size + 1)] = static_cast<T>(solve ? 1.0 / s : s);
     }
     for (int64_t i = 0; i < n; ++i) {
-      straight.data[i] = i;
+      straight.data[lu.columns ? lu.columns[i] : i] = i;
       place.data[i] = lu.permutation ? lu.permutation[i] : i;
       if (bias) shift.data[place.data[i]] = bias[i];
     }
@@ -76,7 +76,8 @@ void compose(const Factors<T>& f, bool turned, T* to) {
   for (int column = 0; column < padded<T>(static_cast<int>(n)); column += group<T>())
     sweep<kRows, true, false>(Group<T>{tile.data + column}, unit);
   for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j < n; ++j) to[turned ? j * n + i : i * n + j] = tile.data[f.place.data[i] * pitch<T>() + j];
+    for (int64_t j = 0; j < n; ++j)
+      to[turned ? j * n + i : i * n + j] = tile.data[f.place.data[i] * pitch<T>() + f.straight.data[j]];
 }
 
 // Columns, in channels, that are worth composing W for.
@@ -195,21 +196,28 @@ struct BackwardJob {
   }
 };
 
-// dL = tril(G U^T), dU = triu(L^T G) and the diagonal's from G = P^T dW, whose row place[i] is row i of `dweight`,
-// times `sign`: products with triangles again, of G's columns and of its rows.
+// dL = tril(G U^T), dU = triu(L^T G) and the diagonal's from G = P^T dW, whose element [place[i], straight[j]] is [i,
+// j] of `dweight` (or [i, j] itself without these), times `sign`: products with triangles again, of G's columns and of
+// its rows.
 template <typename T>
-void factor_gradients(const LULinearBackward& k, const T* dweight, const int64_t* place, T sign) {
+void factor_gradients(const LULinearBackward& k, const T* dweight, const Factors<T>* order, T sign) {
   const int64_t n = k.lu.channels;
   const Factors<T> straight(k.lu, nullptr, false, false), transposed(k.lu, nullptr, true, false);
   Buffer<T> below(straight.size * pitch<T>()), above(straight.size * pitch<T>());
+  Buffer<int64_t> place(n), column(n);  // the second turned around: where column j of G is in dweight
+  for (int64_t i = 0; i < n; ++i) {
+    place.data[i] = order ? order->place.data[i] : i;
+    column.data[order ? order->straight.data[i] : i] = i;
+  }
   auto *dlower = static_cast<T*>(k.dlower), *dupper = static_cast<T*>(k.dupper), *dlog_s = static_cast<T*>(k.dlog_s);
   for (int64_t n0 = 0; n0 < n; n0 += kTile) {
     const int64_t n1 = n0 + kTile < n ? n0 + kTile : n;
     for (int64_t i = 0; i < n; ++i) {
       const T* row = dweight + i * n;
-      for (int64_t j = n0; j < n1; ++j) above.data[place[i] * pitch<T>() + j - n0] = sign * row[j];
-      if (place[i] >= n0 && place[i] < n1)
-        for (int64_t j = 0; j < n; ++j) below.data[j * pitch<T>() + place[i] - n0] = sign * row[j];
+      const int64_t at = place.data[i];
+      for (int64_t j = n0; j < n1; ++j) above.data[at * pitch<T>() + j - n0] = sign * row[column.data[j]];
+      if (at >= n0 && at < n1)
+        for (int64_t j = 0; j < n; ++j) below.data[j * pitch<T>() + at - n0] = sign * row[column.data[j]];
     }
     const int whole = padded<T>(static_cast<int>(n1 - n0));
     for (int column = 0; column < whole; column += group<T>()) {
@@ -261,7 +269,7 @@ void backward(LULinearBackward k, const Launch& on) {
   if (!k.dlower) return;
   Buffer<T> sums(square);
   add_partials(dweight.data, chunks, square, sums.data);
-  factor_gradients(k, sums.data, rows ? factors.place.data : factors.straight.data, side_of);
+  factor_gradients(k, sums.data, rows ? &factors : nullptr, side_of);
 }
 
 }  // namespace

@@ -17,6 +17,7 @@ struct LUFactors {
   const int64_t* permutation;  // [K, C], or null for none
   Diagonal diagonal;
   double eps;
+  const int64_t* columns = nullptr;  // [C]: the product begins with x[columns]; CPU's lu_linear kernels alone
 };
 
 struct LUComposeForward {

@@ -11,6 +11,7 @@ from .coupling_mix import ConditionerInput, coupling_mix
 from .dequantize import dequantize
 from .gaussian_log_density import gaussian_log_density
 from .lu_compose import LUMatrices, lu_compose
+from .lu_layer import lu_layer
 from .lu_linear import lu_linear
 from .philox_uniform import advance_, philox_uniform, random_key
 from .rational_quadratic_spline import rational_quadratic_spline
@@ -32,6 +33,7 @@ __all__ = [
     "dequantize",
     "gaussian_log_density",
     "lu_compose",
+    "lu_layer",
     "lu_linear",
     "philox_uniform",
     "random_key",

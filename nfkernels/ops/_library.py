@@ -42,6 +42,7 @@ class Op:
     overload: Any
     cuda_stub: torch.library.Library | None = None
     cuda_serves: str = "not called yet"
+    cpu_only: str | None = None  # no kernels but the CPU's: what stands in for them elsewhere
 
     def __call__(self, *args: Any) -> Any:
         return self.on(_state.forced, *args)
@@ -67,13 +68,26 @@ class _State:
 _state = _State()
 
 
-def define(name: str, schema: str, *, reference: Callable[..., Any], fake: Callable[..., Any]) -> Op:
-    """Defines ``nfkernels::name``, with its reference for every device and its fake (shape) rule."""
+def define(
+    name: str,
+    schema: str,
+    *,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    cpu_only: str | None = None,
+) -> Op:
+    """Defines ``nfkernels::name``, with its reference for every device and its fake (shape) rule.
+
+    ``cpu_only``: the op has a kernel on the CPU alone; a phrase on what stands in for it elsewhere.
+    """
     _LIBRARY.define(name + schema)
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"nfkernels::{name}", fake, lib=_LIBRARY)
-    op = Op(name, reference, getattr(torch.ops.nfkernels, name).default)
-    op.cuda_stub = _install_stub(op)
+    op = Op(name, reference, getattr(torch.ops.nfkernels, name).default, cpu_only=cpu_only)
+    if cpu_only is None:
+        op.cuda_stub = _install_stub(op)
+    else:
+        op.cuda_serves = "reference"
     _state.ops[name] = op
     return op
 
@@ -104,6 +118,8 @@ def forced_backend() -> str | None:
 def _forced_implementation(op: Op, backend: str, device: torch.device) -> Callable[..., Any]:
     if backend == "reference":
         return op.reference
+    if op.cpu_only is not None and (backend == "triton" or device.type != "cpu"):
+        raise RuntimeError(f"{op.name} has kernels on the CPU alone: elsewhere it is {op.cpu_only}")
     if backend == "native":
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError(f"the native backend has no kernels for {device.type} tensors")
@@ -255,8 +271,12 @@ def serving(name: str, device_type: str) -> tuple[str, str]:
     op = _state.ops[name]
     if device_type == "cpu":
         if _state.cpu_missing is None:
+            if not torch._C._dispatch_has_kernel_for_dispatch_key(f"nfkernels::{name}", "CPU"):
+                return "reference", "nfkernels._C is older than this op: build it again"
             return "native", f"C++ kernels, {importlib.import_module('nfkernels._C').isa()}"
         return "reference", _state.cpu_missing
+    if op.cpu_only is not None:
+        return "reference", op.cpu_only
     if device_type == "cuda":
         if op.cuda_stub is None:
             return op.cuda_serves, _state.cuda_reason
