@@ -16,6 +16,8 @@ from .libraries import PLAIN, entry_of, library_of
 from .proof import prove
 from .registry import by_structure, find, qualified
 from .report import Report, Row, part, row
+from .steps import Steps, container, put_back
+from .steps import channels_last as lay_channels_last
 from .watch import unchanged, watch
 
 Pattern = "str | type | Callable[[str, nn.Module], bool]"
@@ -30,6 +32,9 @@ def accelerate(
     dry_run: bool = False,
     *,
     call: str | Callable | None = None,
+    fuse: str | None = None,
+    memory: str = "stored",
+    channels_last: bool = False,
 ) -> Report:
     """Makes the flow layers of ``model`` faster, in place, and changes nothing else.
 
@@ -50,6 +55,14 @@ def accelerate(
         dry_run: report what would be done, and do nothing.
         call: how the model is run on the example inputs: the name of a method, or a function of
             ``(model, *example_inputs)``. By default ``log_prob`` for the libraries' flows, else the model itself.
+        fuse: ``"steps"`` also runs actnorm, 1x1 convolution and coupling as one step where a container's structure is
+            understood (normflows' ``MultiscaleFlow``, ``NormalizingFlow`` and ``GlowBlock``, Glow ports whose step has
+            ``actnorm``, ``invconv`` and ``coupling``): the matrices of all steps are composed at once, and a coupling
+            and the mix that follows are one pass. None: layers only.
+        memory: ``"reversible"``: those containers (``fuse="steps"`` goes without saying) keep their output alone, and
+            the backward rebuilds each step's input, running every network once more. ``"stored"``: as usual.
+        channels_last: lay the weights of the conditioners' 2-D convolutions out channels-last, which a CPU likes;
+            no value changes, and ``restore`` puts the layout back.
 
     Returns:
         A :class:`Report`; print it.
@@ -63,6 +76,7 @@ def accelerate(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate expects a torch.nn.Module, got {type(model).__name__}")
+    steps = _steps_wanted(fuse, memory, channels_last)
     inputs = None if example_inputs is None else _as_tuple(example_inputs)
     rows: list[Row] = []
     found: dict[nn.Module, Adapter] = {}
@@ -73,6 +87,10 @@ def accelerate(
             rows.append(part(path, module, parts[module]))
             continue
         adapter, reason = (None, None) if swapping.is_swapped(module) else find(module)
+        if steps and not swapping.is_swapped(module):
+            fused_steps, why = container(module, memory == "reversible")
+            if fused_steps is not None:
+                adapter, reason = fused_steps, why
         if swapping.is_swapped(module):
             status = "pending" if swapping.is_pending(module) else "fused"
             rows.append(row(path, module, status, "already"))
@@ -84,15 +102,20 @@ def accelerate(
             rows.append(row(path, module, "kept", "not asked for (include, exclude)"))
         else:
             reason = reason or adapter.refuse(module) or _hooked(module, adapter)
-            if reason is None and by_structure(adapter) and not verify:
+            if reason is None and (by_structure(adapter) or getattr(adapter, "structural", False)) and not verify:
                 reason = "known by its structure alone, which verify=True would have to prove"
             if reason is not None:
                 rows.append(row(path, module, "kept", reason))
             else:
                 found[module] = adapter
                 rows.append(row(path, module, "pending"))
+                rows[-1]._kind = adapter.kind
                 parts |= dict.fromkeys(adapter.parts(module), rows[-1])
     report = Report(type(model).__name__, rows, dry_run)
+    if steps and not any(isinstance(a, Steps) for a in found.values()):
+        report.notes.append(
+            f"{type(model).__name__} has no container whose steps are understood: fuse and memory change nothing"
+        )
     places = {row._module(): row for row in rows if row._module is not None}
 
     if not verify:
@@ -100,6 +123,10 @@ def accelerate(
             places[module]._status = "fused"
     elif inputs is not None:
         _prove_all(model, found, places, lambda m: _run(m, inputs, call))
+    if channels_last and not dry_run:
+        networks = [n for m, a in found.items() if places[m]._status != "kept" for n in a.conditioners(m)]
+        if not lay_channels_last(networks):
+            report.notes.append("channels_last: no convolution in a conditioner to lay out otherwise")
     if dry_run:
         for r in rows:
             r._module = None  # a dry run's rows are final
@@ -118,7 +145,18 @@ def restore(model: nn.Module) -> int:
     """Undoes :func:`accelerate`: every layer of ``model`` gets its own class back. Returns how many there were."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"restore expects a torch.nn.Module, got {type(model).__name__}")
+    put_back(model)
     return swapping.restore(model)
+
+
+def _steps_wanted(fuse: str | None, memory: str, channels_last: bool) -> bool:
+    if fuse not in (None, "steps"):
+        raise ValueError(f'fuse must be "steps", or None for layers only, got {fuse!r}')
+    if memory not in ("stored", "reversible"):
+        raise ValueError(f'memory must be "stored" or "reversible", got {memory!r}')
+    if not isinstance(channels_last, bool):
+        raise ValueError(f"channels_last must be True or False, got {channels_last!r}")
+    return fuse == "steps" or memory == "reversible"
 
 
 def _prove_all(model: nn.Module, found: dict, places: dict[nn.Module, Row], run: Callable) -> None:

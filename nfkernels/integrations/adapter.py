@@ -50,6 +50,7 @@ class Adapter:
 
     Layer: type
     bypassed: tuple[str, ...] = ()
+    kind: str = ""  # what the report says beside "fused", where it is not a layer
     unknown: str = "computes none of the forms that are known"  # the reason where there is no candidate
 
     @property

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from torch import nn
 
 from .adapter import Adapter
+from .swap import original_of
 
 _BY_NAME: dict[str, Adapter] = {}
 _BY_STRUCTURE: list[Adapter] = []
@@ -56,7 +57,7 @@ def find(module: nn.Module) -> tuple[Adapter | None, str | None]:
     for base in cls.__mro__:
         adapter = _BY_NAME.get(qualified(base))
         if adapter is not None:
-            return adapter, _changed(module, base)
+            return adapter, changed(module, base)
     for adapter in _BY_STRUCTURE:
         if adapter.recognise(module):
             return adapter, None
@@ -79,9 +80,9 @@ def adapter_for(name: str) -> Adapter:
     return _BY_NAME[name]
 
 
-def _changed(module: nn.Module, base: type) -> str | None:
+def changed(module: nn.Module, base: type) -> str | None:
     """What a subclass or an instance has changed of the class that the adapter knows."""
-    for cls in type(module).__mro__:
+    for cls in original_of(type(module)).__mro__:
         if cls is base:
             break
         # A parametrization (weight norm and the like) gives the module a class of its own with properties only.

@@ -31,10 +31,16 @@ class Row:
     _reason: str = ""
     _module: weakref.ref | None = field(default=None, repr=False)
     _whole: Row | None = field(default=None, repr=False)  # the layer that does this one's work
+    _kind: str = ""
 
     @property
     def status(self) -> Status:
         return self._now()[0]
+
+    @property
+    def told(self) -> str:
+        """The status as the table has it: a container that is run as steps is ``fused (steps)``."""
+        return f"fused ({self._kind})" if self._kind and self.status == "fused" else self.status
 
     @property
     def reason(self) -> str:
@@ -96,7 +102,7 @@ class Report:
         would = " (dry run: nothing was changed)" if self.dry_run else ""
         head = f"{self.model}: {counts or 'no flow layer found'}{would}"
         table = [("layer", "class", "", "why")]
-        table += [(row.path or "(the model)", row.layer, row.status, row.reason) for row in self.rows]
+        table += [(row.path or "(the model)", row.layer, row.told, row.reason) for row in self.rows]
         widths = [max(len(r[i]) for r in table) for i in range(3)]
         lines = ["  ".join([*(c.ljust(w) for c, w in zip(r, widths)), r[3]]).rstrip() for r in table]
         body = lines if self.rows else []

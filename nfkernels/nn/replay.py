@@ -40,6 +40,24 @@ def set_random_state(state: RandomState, device: torch.device) -> None:
         torch.get_device_module(device).set_rng_state(state[1], device)
 
 
+def autocast_state(device: torch.device) -> tuple[bool, torch.dtype]:
+    """What :func:`as_in_forward` brings back."""
+    return torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+
+
+@contextlib.contextmanager
+def as_in_forward(device: torch.device, autocast: tuple[bool, torch.dtype]) -> Iterator[None]:
+    """With the forward's autocast; the caller's random numbers are put back afterwards."""
+    state = random_state(device)
+    enabled, dtype = autocast
+    try:
+        # Without autocast's cache: weights cast in here would outlive the graph they were cast in.
+        with torch.autocast(device.type, dtype=dtype, enabled=enabled, cache_enabled=False), replaying():
+            yield
+    finally:
+        set_random_state(state, device)
+
+
 def gradients(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], given: Sequence[Tensor | None], **options: Any
 ) -> list[Tensor | None]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, Protocol, get_args
 
@@ -13,7 +12,15 @@ from torch import Tensor, nn
 from ..ops._library import under_transform
 from ..reference.lu_compose import no_autocast
 from .bijection import Bijection, Chain, Inverse
-from .replay import RandomState, call_with, gradients, random_state, replaying, set_random_state
+from .replay import (
+    RandomState,
+    as_in_forward,
+    autocast_state,
+    call_with,
+    gradients,
+    random_state,
+    set_random_state,
+)
 
 Memory = Literal["stored", "reversible"]
 _DIRECTIONS = ("forward", "inverse")
@@ -192,12 +199,12 @@ class _Layers:
             {name: places[id(p)] for name, p in layer.named_parameters() if id(p) in places} for layer in layers
         ]
         self.lengths = [lengths]  # before each layer and after the last, once the forward has gone through
-        self.autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+        self.autocast = autocast_state(device)
         self.random: list[RandomState] = []
 
     def forward(self, x, tensors):
         if self.random:  # a second time, for second derivatives
-            with self._as_in_forward():
+            with as_in_forward(self.device, self.autocast):
                 return self._forward(x, tensors, again=True)
         return self._forward(x, tensors, again=False)
 
@@ -216,7 +223,7 @@ class _Layers:
         return x, total
 
     def inverse(self, z, tensors):
-        with self._as_in_forward():
+        with as_in_forward(self.device, self.autocast):
             for index in reversed(range(len(self.layers))):
                 set_random_state(self.random[index], self.device)
                 z, _ = self._call(index, "inverse", tensors, z, tensors[0], lengths=self.lengths[index + 1])
@@ -225,7 +232,7 @@ class _Layers:
     def backward(self, z, dz, dlogdet, tensors, wanted):
         leaves = [t.detach().requires_grad_() if w else t for t, w in zip(tensors, wanted, strict=True)]
         grads: Gradients = [None] * len(wanted)
-        with self._as_in_forward():
+        with as_in_forward(self.device, self.autocast):
             for index in reversed(range(len(self.layers))):
                 own = {name: place for name, place in self.places[index].items() if wanted[place]}
                 if self._holds(index, self.parameters):
@@ -256,18 +263,6 @@ class _Layers:
             return _method(layer, method)(*args, **options)
         named = {f"layer.{name}": tensors[place] for name, place in self.places[index].items()}
         return call_with(_Method(layer, method), named, args, options)
-
-    @contextlib.contextmanager
-    def _as_in_forward(self) -> Iterator[None]:
-        """With the forward's autocast; the caller's random numbers are put back afterwards."""
-        state = random_state(self.device)
-        enabled, dtype = self.autocast
-        try:
-            # Without autocast's cache: weights cast in here would outlive the graph they were cast in.
-            with torch.autocast(self.device.type, dtype=dtype, enabled=enabled, cache_enabled=False), replaying():
-                yield
-        finally:
-            set_random_state(state, self.device)
 
 
 class _Method(nn.Module):

@@ -378,7 +378,9 @@ def test_hard_inputs(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HARD)
 def test_nine_million_hard_inputs(name):
-    chunk, share = (4096, 4) if name == "most bins" else (65536, 1)  # 64 bins: a quarter of the elements, twice the work
+    chunk, share = (
+        (4096, 4) if name == "most bins" else (65536, 1)
+    )  # 64 bins: a quarter of the elements, twice the work
     for seed in range(10_000_000 // len(HARD) // share // chunk + 1):
         check_hard(SPLINES[name], chunk, 100 + seed)
 
