@@ -21,23 +21,25 @@ from torch.utils._pytree import tree_map
 class Call:
     """One call of a method: what was watched, and what the proof repeats on the original and on the fused layer.
 
-    ``then`` turns what the method returned into tensors, where that is not a structure of tensors already (zuko's
-    layers return transforms).
+    ``then(out, *more)`` turns what the method returned into tensors, where that is not a structure of tensors already
+    (zuko's layers return transforms, and ``more`` is what these are called with).
     """
 
     method: str
     args: tuple = ()
     kwargs: dict = field(default_factory=dict)
-    then: Callable[[Any], Any] | None = None
+    then: Callable[..., Any] | None = None
+    more: tuple = ()
 
     def on(self, module: nn.Module) -> Any:
         out = getattr(module, self.method)(*self.args, **self.kwargs)
-        return out if self.then is None else self.then(out)
+        return out if self.then is None else self.then(out, *self.more)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Call:
         """The same call with ``function`` of every tensor among its arguments."""
-        args, kwargs = tree_map(lambda v: function(v) if isinstance(v, Tensor) else v, (self.args, dict(self.kwargs)))
-        return replace(self, args=tuple(args), kwargs=kwargs)
+        given = (self.args, dict(self.kwargs), self.more)
+        args, kwargs, more = tree_map(lambda v: function(v) if isinstance(v, Tensor) else v, given)
+        return replace(self, args=tuple(args), kwargs=kwargs, more=tuple(more))
 
 
 class Adapter:

@@ -33,6 +33,10 @@ def _zuko(model: Any, x: Any, context: Any = None) -> Any:
     return model(context).log_prob(x)
 
 
+def _zuko_transform(model: Any, x: Any, context: Any = None) -> Any:
+    return model(context).call_and_ladj(x)
+
+
 # How a model is run on example inputs (the data first, then the context); anything else is called.
 _ENTRIES: dict[str, Callable] = {
     "nflows.distributions.base.Distribution": _log_prob,
@@ -41,6 +45,7 @@ _ENTRIES: dict[str, Callable] = {
     "normflows.core.ClassCondFlow": _log_prob,
     "normflows.core.MultiscaleFlow": _log_prob,
     "zuko.lazy.LazyDistribution": _zuko,
+    "zuko.lazy.LazyTransform": _zuko_transform,
 }
 
 
