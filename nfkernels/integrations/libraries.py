@@ -22,6 +22,7 @@ PLAIN = {
     "normflows.flows.affine.glow.GlowBlock": "a container: its layers are what is fused",
     "normflows.flows.base.Composite": "a container: its layers are what is fused",
     "normflows.flows.base.Reverse": "a container: its layer is what is fused",
+    "zuko.lazy.LazyInverse": "a container: its layer is what is fused",
 }
 
 

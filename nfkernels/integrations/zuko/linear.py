@@ -93,14 +93,3 @@ class Unconditional(Lazy):
     @staticmethod
     def _given(module: nn.Module) -> list:
         return [*module.args, *module.kwargs.values()]
-
-
-@register("zuko.lazy.LazyInverse")
-class Inverse(Lazy):
-    """Has nothing of its own: its layer is fused."""
-
-    class Layer:
-        pass
-
-    def refuse(self, module):
-        return "turns its layer round, which is fused by itself"
