@@ -101,7 +101,7 @@ class Report:
         counts = ", ".join(f"{len(self.having(s))} {_MEANING[s]}" for s in _ORDER if self.having(s))
         would = " (dry run: nothing was changed)" if self.dry_run else ""
         head = f"{self.model}: {counts or 'no flow layer found'}{would}"
-        table = [("layer", "class", "", "why")]
+        table = [("layer", "class", "status", "why")]
         table += [(row.path or "(the model)", row.layer, row.told, row.reason) for row in self.rows]
         widths = [max(len(r[i]) for r in table) for i in range(3)]
         lines = ["  ".join([*(c.ljust(w) for c, w in zip(r, widths)), r[3]]).rstrip() for r in table]

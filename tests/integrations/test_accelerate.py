@@ -324,9 +324,9 @@ def test_the_report_as_text():
     report = accelerate(_model(Coupled(), Coupled(3)), X)
     assert str(report).splitlines() == [
         "Model: 1 fused, 1 kept as they are",
-        "layer     class           why",
+        "layer     class    status  why",
         "layers.0  Coupled  fused",
-        "layers.1  Coupled  kept   a width of 3",
+        "layers.1  Coupled  kept    a width of 3",
     ]
     assert str(accelerate(nn.Linear(2, 2))) == "Linear: no flow layer found"
 
