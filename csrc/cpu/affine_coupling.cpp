@@ -56,7 +56,7 @@ struct ForwardJob : Common<T> {
           block.t = params.read(given + shift, i, n, s.t);
           if (k.has_scale()) block.r = params.read(given + raw, i, n, s.r);
           block.y = y.target(to, i, n, s.y);
-          compute(block, padded_size(n), this->constants, this->shift_sign);
+          compute(block, padded_size(n), this->constants, this->shift_factor);
           y.finish(to, i, n, block.y);
           add_lanes(s.log_s, n, lanes);
           i += n;
@@ -94,7 +94,7 @@ void ForwardJob<T>::by_tiles(int64_t begin, int64_t end) {
     load_raw(io.params.data, tile.t, tile.n, s.t);
     if (k.has_scale()) load_raw(io.params.data, tile.r, tile.n, s.r);
     load_gain(k, tile, s);
-    compute(s.block(), pad(s, tile.n), this->constants, this->shift_sign);
+    compute(s.block(), pad(s, tile.n), this->constants, this->shift_factor);
     store(io.y.data, tile.y, tile.n, s.y);
     for (int i = 0; i < tile.n; ++i) partial[tile.unit[i]] += s.log_s[i];
     tile.n = 0;
@@ -193,7 +193,7 @@ struct BackwardJob : Common<T> {
             block.r = params.read(given + raw, i, n, s.r);
             block.dr = dparams.target(made + draw, i, n, s.dr);
           }
-          compute(block, padded_size(n), this->constants, this->shift_sign);
+          compute(block, padded_size(n), this->constants, this->shift_factor);
           dx.finish(to, i, n, block.dx);
           dparams.finish(made + dshift, i, n, block.dt);
           if (k.has_scale()) dparams.finish(made + draw, i, n, block.dr);
@@ -201,7 +201,7 @@ struct BackwardJob : Common<T> {
           if (x.data) {
             char* start = x.start(b, k.first, row);
             block.y = x.target(start, i, n, s.y);
-            rebuild(block, padded_size(n), this->constants, -this->shift_sign);
+            rebuild(block, padded_size(n), this->constants, -this->shift_factor);
             x.finish(start, i, n, block.y);
           }
           i += n;
@@ -239,14 +239,14 @@ void BackwardJob<T>::by_tiles(int64_t begin, int64_t end) {
     if (k.has_scale()) load_raw(io.params.data, tile.r, tile.n, s.r);
     load_gain(k, tile, s);
     for (int i = 0; i < tile.n; ++i) s.dlogdet[i] = dlogdet(tile.unit[i] / this->pieces);
-    compute(s.block(), pad(s, tile.n), this->constants, this->shift_sign);
+    compute(s.block(), pad(s, tile.n), this->constants, this->shift_factor);
     store(io.dx.data, tile.x, tile.n, s.dx);
     store_raw(io.dparams.data, tile.dt, tile.n, s.dt);
     if (k.has_scale()) store_raw(io.dparams.data, tile.dr, tile.n, s.dr);
     if (gain_partial)
       for (int i = 0; i < tile.n; ++i) gain_partial[tile.unit[i] * k.transformed + tile.channel[i]] += s.dg[i];
     if (io.x.data) {
-      rebuild(s.block(), pad(s, tile.n), this->constants, -this->shift_sign);
+      rebuild(s.block(), pad(s, tile.n), this->constants, -this->shift_factor);
       store(io.x.data, tile.rebuilt, tile.n, s.y);
     }
     tile.n = 0;

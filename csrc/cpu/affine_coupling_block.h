@@ -20,9 +20,9 @@ struct Block {
 };
 
 // The scale map, the layout of the formula and the direction are compile-time: a division that only an inverse needs
-// would otherwise be executed, masked, by every forward. `shift_sign` is -1 where an inverse subtracts the shift.
+// would otherwise be executed, masked, by every forward. `shift_factor` multiplies the raw shift: -1 in an inverse.
 template <typename T, MapKind kind, bool plain, bool shift_first, bool invert>
-void forward_block(const Block<T>& k, int n, const MapConstants<T>& c, T shift_sign) {
+void forward_block(const Block<T>& k, int n, const MapConstants<T>& c, T shift_factor) {
   n &= ~(kLane - 1);
   const T* __restrict x = k.x, * __restrict t = k.t, * __restrict r = k.r, * __restrict g = k.g, * __restrict lg = k.log_g;
   T* __restrict y = k.y, * __restrict ls = k.log_s;
@@ -31,14 +31,14 @@ void forward_block(const Block<T>& k, int n, const MapConstants<T>& c, T shift_s
   for (int i = 0; i < n; ++i) {
     const Scale<T> v = scale_of<T, kind, plain>(r[i], g[i], lg[i], m);
     const T s = invert ? T(1) / v.s : v.s;
-    const T shift = shift_sign * t[i];
+    const T shift = shift_factor * t[i];
     y[i] = shift_first ? (x[i] + shift) * s : x[i] * s + shift;
     ls[i] = invert ? -v.log_s : v.log_s;
   }
 }
 
 template <typename T, MapKind kind, bool plain, bool shift_first, bool invert>
-void backward_block(const Block<T>& k, int n, const MapConstants<T>& c, T shift_sign) {
+void backward_block(const Block<T>& k, int n, const MapConstants<T>& c, T shift_factor) {
   n &= ~(kLane - 1);
   const T* __restrict y = k.x, * __restrict t = k.t, * __restrict r = k.r, * __restrict g = k.g, * __restrict lg = k.log_g;
   const T* __restrict dy = k.dy, * __restrict dl = k.dlogdet;
@@ -49,11 +49,11 @@ void backward_block(const Block<T>& k, int n, const MapConstants<T>& c, T shift_
     const Scale<T> v = scale_of<T, kind, plain>(r[i], g[i], lg[i], m);
     const T s = invert ? T(1) / v.s : v.s;
     const T through = dy[i] * s;
-    const T scaled = shift_first ? y[i] : y[i] - shift_sign * t[i];
+    const T scaled = shift_first ? y[i] : y[i] - shift_factor * t[i];
     const T sum = dy[i] * scaled + dl[i];
     const T dlog = invert ? -sum : sum;
     dx[i] = through;
-    dt[i] = shift_sign * (shift_first ? through : dy[i]);
+    dt[i] = shift_factor * (shift_first ? through : dy[i]);
     dr[i] = dlog * v.derivative;
     dg[i] = dlog * v.by_gain;
   }

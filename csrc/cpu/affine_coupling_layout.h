@@ -116,13 +116,13 @@ template <typename T>
 struct Common {
   const Coupling& k;
   MapConstants<T> constants;
-  T shift_sign;
+  T shift_factor;
   int64_t pieces, units;
 
   explicit Common(const Coupling& coupling)
       : k(coupling),
         constants(map_constants<T>(coupling.constants)),
-        shift_sign(coupling.negate_shift ? T(-1) : T(1)),
+        shift_factor(T(coupling.shift_factor())),
         pieces(1),
         units(0) {}
 

@@ -186,7 +186,7 @@ struct Tile {
     block.log_g = zero;
     block.y = y;
     block.log_s = log;
-    job.couple(block, N, job.constants, k.affine.negate_shift ? T(-1) : T(1));
+    job.couple(block, N, job.constants, T(k.affine.shift_factor()));
     std::memcpy(row, y, sizeof y);
   }
 

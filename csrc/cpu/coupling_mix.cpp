@@ -18,7 +18,7 @@ template <typename T>
 struct Common {
   const Coupling& k;
   MapConstants<T> constants;
-  T shift_sign;
+  T shift_factor;
   int64_t batch, positions;  // as packing sees them: a table's samples are the positions of one
   Plan plan;
 
@@ -29,7 +29,7 @@ struct Common {
   explicit Common(const Coupling& coupling)
       : k(coupling),
         constants(map_constants<T>(k.constants)),
-        shift_sign(k.negate_shift ? T(-1) : T(1)),
+        shift_factor(T(k.shift_factor())),
         batch(k.positions == 1 ? 1 : k.batch),
         positions(k.positions == 1 ? k.batch : k.positions),
         plan(Plan::make<T>(k.data, batch, positions, nullptr, 0, kStep)) {}
@@ -137,7 +137,7 @@ struct ForwardJob : Common<T> {
         block.t = tt + j * t.ld;
         if (rt) block.r = rt + j * r.ld;
         block.y = ys + (k.first + j) * kTile;
-        compute(block, whole, this->constants, this->shift_sign);
+        compute(block, whole, this->constants, this->shift_factor);
         for (int n = 0; n < whole; ++n) sums[n] += s.log_s[n];
       }
       this->samples(n0, count, [&](int64_t b, int at, int64_t length) {
@@ -293,7 +293,7 @@ struct BackwardJob : Common<T> {
           block.dx = dxt + c * dx.ld;
           block.dt = dtt + j * dt.ld;
           if (rt) block.r = rt + j * r.ld, block.dr = drt + j * dr.ld;
-          compute(block, whole, this->constants, this->shift_sign);
+          compute(block, whole, this->constants, this->shift_factor);
           if (gains) {
             T lanes[kLane] = {};
             fill(s.dg + count, whole - count, T(0));
@@ -302,7 +302,7 @@ struct BackwardJob : Common<T> {
           }
           if (xt) {
             block.y = xt + c * x.ld;
-            rebuild(block, whole, this->constants, -this->shift_sign);
+            rebuild(block, whole, this->constants, -this->shift_factor);
           }
         }
         dx.finish(n0, count);

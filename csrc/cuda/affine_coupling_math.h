@@ -19,7 +19,7 @@ struct Formula {
   MapKind kind;
   bool plain, has_scale, has_gain;
   bool shift_first, invert;
-  T shift_sign;
+  T shift_factor;
   MapConstants<T> constants;
 
   explicit Formula(const Coupling& k)
@@ -29,7 +29,7 @@ struct Formula {
         has_gain(k.gain != nullptr),
         shift_first(k.shift_first),
         invert(k.negate_log),
-        shift_sign(k.negate_shift ? T(-1) : T(1)),
+        shift_factor(T(k.shift_factor())),
         constants(map_constants<T>(k.constants)) {}
 };
 
@@ -116,10 +116,10 @@ NF_DEVICE void transform(const Formula<T>& f, T (&x)[N], const T (&t)[N], const 
   }
   if (f.shift_first) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) x[i] = (x[i] + f.shift_sign * t[i]) * s[i];
+    for (int i = 0; i < N; ++i) x[i] = (x[i] + f.shift_factor * t[i]) * s[i];
   } else {
 #pragma unroll
-    for (int i = 0; i < N; ++i) x[i] = x[i] * s[i] + f.shift_sign * t[i];
+    for (int i = 0; i < N; ++i) x[i] = x[i] * s[i] + f.shift_factor * t[i];
   }
 }
 
@@ -131,7 +131,7 @@ NF_DEVICE T gradients(const Formula<T>& f, bool rebuild, T (&y)[N], T (&dy)[N], 
   T u[N], s[N];
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    const T scaled = f.shift_first ? y[i] : y[i] - f.shift_sign * t[i];
+    const T scaled = f.shift_first ? y[i] : y[i] - f.shift_factor * t[i];
     const T sum = dy[i] * scaled + dlogdet[NG == 1 ? 0 : i];
     u[i] = f.invert ? -sum : sum;
   }
@@ -152,13 +152,13 @@ NF_DEVICE T gradients(const Formula<T>& f, bool rebuild, T (&y)[N], T (&dy)[N], 
       const T inverse = T(1) / s[i];
       const T back = f.invert ? s[i] : inverse;
       if (f.invert) s[i] = inverse;
-      y[i] = f.shift_first ? y[i] * back - f.shift_sign * t[i] : (y[i] - f.shift_sign * t[i]) * back;
+      y[i] = f.shift_first ? y[i] * back - f.shift_factor * t[i] : (y[i] - f.shift_factor * t[i]) * back;
     }
   }
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     const T through = dy[i] * s[i];
-    t[i] = f.shift_sign * (f.shift_first ? through : dy[i]);
+    t[i] = f.shift_factor * (f.shift_first ? through : dy[i]);
     dy[i] = through;
   }
   return dgain;

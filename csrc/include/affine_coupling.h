@@ -11,6 +11,7 @@ struct Coupling {
   bool interleaved, scale_leads;  // layout of params
   bool shift_first;               // effective: (x + t) s, an inverse having swapped it
   bool negate_shift;              // an inverse adds -t
+  bool scaled_shift;              // the map's prescale multiplies the shift too
   bool negate_log;                // the scale is 1 / s: inverse or reciprocal, not both
   ScaleMapConstants constants;
   DType data, raw;  // of x and of params
@@ -21,6 +22,8 @@ struct Coupling {
   View mask;                   // bool, true where transformed; data null: everywhere
   const void* gain;            // [transformed] in the arithmetic's type, or null
 
+  // What the raw shift is multiplied by before it is added.
+  double shift_factor() const { return (negate_shift ? -1 : 1) * (scaled_shift ? constants.prescale : 1); }
   bool has_scale() const { return kind != MapKind::additive; }
   int64_t shift_offset(int64_t channel_stride) const {
     return has_scale() && scale_leads ? (interleaved ? 1 : transformed) * channel_stride : 0;
@@ -45,6 +48,7 @@ inline void unpack_form(Coupling& k, int64_t bits) {
   k.shift_first = shift_first != inverse;
   k.negate_shift = inverse;
   k.negate_log = inverse != reciprocal;
+  k.scaled_shift = bits >> 11 & 1;
 }
 
 // The same coupling in the other direction.

@@ -43,8 +43,8 @@ class Identity(IntEnum):
 class Form:
     """All discrete options of one coupling; ``pack`` makes the single int that travels to the kernels.
 
-    Bits: 0-3 scale map kind, 4-5 layout, 6 order, 7-8 identity, 9 inverse, 10 reciprocal
-    (mirrored in ``csrc/include/affine_coupling.h``).
+    Bits: 0-3 scale map kind, 4-5 layout, 6 order, 7-8 identity, 9 inverse, 10 reciprocal, 11 scaled
+    shift (mirrored in ``csrc/include/affine_coupling.h``).
     """
 
     map: ScaleMap
@@ -56,13 +56,19 @@ class Form:
     def pack(self) -> tuple[int, float, float, float, float, float]:
         m = self.map
         bits = KINDS.index(m.kind) | self.layout << 4 | self.order << 6 | self.identity << 7
-        bits |= int(self.inverse) << 9 | int(m.reciprocal) << 10
+        bits |= int(self.inverse) << 9 | int(m.reciprocal) << 10 | int(m.scaled_shift) << 11
         return bits, m.prescale, m.offset, m.gain, m.clamp, m.eps
 
     @staticmethod
     def unpack(bits: int, prescale: float, offset: float, gain: float, clamp: float, eps: float) -> Form:
-        m = ScaleMap(KINDS[bits & 15], prescale, offset, gain, clamp, eps, bool(bits >> 10 & 1))
+        m = ScaleMap(KINDS[bits & 15], prescale, offset, gain, clamp, eps, bool(bits >> 10 & 1), bool(bits >> 11 & 1))
         return Form(m, Layout(bits >> 4 & 3), Order(bits >> 6 & 1), Identity(bits >> 7 & 3), bool(bits >> 9 & 1))
+
+    @property
+    def shift_factor(self) -> float:
+        """What the raw shift is multiplied by before it is added."""
+        factor = self.map.prescale if self.map.scaled_shift else 1.0
+        return -factor if self.inverse else factor
 
     def transformed_channels(self, params_channels: int) -> int:
         return params_channels // 2 if self.map.has_scale else params_channels
@@ -81,7 +87,7 @@ def forward(x, params, channel_map, mask, gain, logdet, form: Form) -> tuple[Ten
     xt = xt.to(dtype)
     log_s, s = _scale(form, r, g, t)
     shift_first = (form.order == Order.shift_first) != form.inverse
-    t = -t if form.inverse else t
+    t = t * form.shift_factor if form.shift_factor != 1 else t
     yt = (xt + t) * s if shift_first else xt * s + t
     if where is not None:
         yt = torch.where(where, yt, xt)
@@ -101,10 +107,10 @@ def backward(y, params, dy, dlogdet, channel_map, mask, gain, form: Form) -> tup
     yt, dyt = yt.to(dtype), dyt.to(dtype)
     _, s = _scale(form, r, g, t)
     shift_first = (form.order == Order.shift_first) != form.inverse
-    sign = -1.0 if form.inverse else 1.0
+    sign, factor = -1.0 if form.inverse else 1.0, form.shift_factor
     dxt = dyt * s
-    dt = sign * (dxt if shift_first else dyt)
-    dlog_s = dyt * (yt if shift_first else yt - sign * t)
+    dt = factor * (dxt if shift_first else dyt)
+    dlog_s = dyt * (yt if shift_first else yt - factor * t)
     if dlogdet is not None:
         dlog_s = dlog_s + dlogdet.to(dtype).reshape(-1, *[1] * (y.dim() - 1))
     if form.map.has_scale:

@@ -14,7 +14,8 @@ kind           scale
 ``softclip``   ``log s = gain * a / (1 + |a| / clamp)``
 =============  ======================================================
 
-and ``reciprocal`` takes ``1 / s``. A gain tensor, one learned factor per channel, multiplies ``gain``.
+and ``reciprocal`` takes ``1 / s``. A gain tensor, one learned factor per channel, multiplies ``gain``. With
+``scaled_shift`` the prescale acts on the whole of the raw output, the shift included.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class ScaleMap:
     clamp: float = math.inf
     eps: float = 0.0
     reciprocal: bool = False
+    scaled_shift: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -67,9 +69,8 @@ class ScaleMap:
         if self.kind in ("sigmoid", "softplus") and self.gain <= 0:
             raise ValueError(f"the {self.kind} map needs a positive gain, got {self.gain}")
         numbers = (self.prescale, self.offset, self.gain, self.clamp, self.eps)
-        object.__setattr__(
-            self, "text", " ".join([self.kind, *map(repr, map(float, numbers)), str(int(self.reciprocal))])
-        )
+        flags = f"{self.reciprocal:d}{self.scaled_shift:d}"
+        object.__setattr__(self, "text", " ".join([self.kind, *map(repr, map(float, numbers)), flags]))
 
     # Presets, named after who computes exactly this.
 
@@ -104,6 +105,11 @@ class ScaleMap:
         return ScaleMap("atan", clamp=0.636 * c)
 
     @staticmethod
+    def freia_all_in_one(c: float = 2.0) -> ScaleMap:
+        """FrEIA's AllInOneBlock: ``log s = c * tanh(r / 10)`` and the shift ``t / 10``, of the raw r and t."""
+        return ScaleMap("tanh", prescale=0.1, clamp=c, scaled_shift=True)
+
+    @staticmethod
     def realnvp(c: float = 1.0) -> ScaleMap:
         """``log s = c * tanh(r)``; with a learned gain tensor this is RealNVP's ``scale * tanh(r)``."""
         return ScaleMap("tanh", clamp=c)
@@ -126,9 +132,9 @@ class ScaleMap:
     def from_text(text: str) -> ScaleMap:
         """The map that has this ``text``: how a map travels through ``torch.compile``, which makes an object's floats
         symbolic (with ``dynamic=True``) but never a string."""
-        kind, *numbers, reciprocal = text.split(" ")
+        kind, *numbers, flags = text.split(" ")
         prescale, offset, gain, clamp, eps = [float(n) for n in numbers]
-        return ScaleMap(kind, prescale, offset, gain, clamp, eps, reciprocal == "1")
+        return ScaleMap(kind, prescale, offset, gain, clamp, eps, flags[0] == "1", flags[1] == "1")
 
     @property
     def has_scale(self) -> bool:

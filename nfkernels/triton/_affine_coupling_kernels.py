@@ -55,7 +55,7 @@ def _forward_tile(
     KIND: tl.constexpr, NEGATE: tl.constexpr,
     PRESCALE: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr, CLAMP: tl.constexpr, EPS: tl.constexpr,
     LOG_GAIN: tl.constexpr, LOG_CLAMP: tl.constexpr,
-    SHIFT_FIRST: tl.constexpr, INVERSE: tl.constexpr, PARTIAL: tl.constexpr, DTYPE: tl.constexpr,
+    SHIFT_FIRST: tl.constexpr, SHIFT_FACTOR: tl.constexpr, PARTIAL: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Writes one tile of y and returns its log s, zero where nothing is transformed."""
     b_row, m_row = _params_channel(p_map, o_c, m_c, start, count, PARTIAL)
@@ -78,7 +78,7 @@ def _forward_tile(
             b_g = tl.load(p_gain + b_row, mask=m_row, other=1.0).to(DTYPE)
     b_y, b_log_s = couple(
         b_x, b_t, b_r, b_g, p_gain is not None,
-        KIND, NEGATE, PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP, SHIFT_FIRST, INVERSE,
+        KIND, NEGATE, PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP, SHIFT_FIRST, SHIFT_FACTOR,
     )  # fmt: skip
     if KIND != 0:
         b_log_s = tl.where(m_t, b_log_s, 0.0)
@@ -96,7 +96,7 @@ def forward_kernel(
     KIND: tl.constexpr, NEGATE: tl.constexpr,
     PRESCALE: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr, CLAMP: tl.constexpr, EPS: tl.constexpr,
     LOG_GAIN: tl.constexpr, LOG_CLAMP: tl.constexpr,
-    SHIFT_FIRST: tl.constexpr, INVERSE: tl.constexpr, PARTIAL: tl.constexpr, DTYPE: tl.constexpr,
+    SHIFT_FIRST: tl.constexpr, SHIFT_FACTOR: tl.constexpr, PARTIAL: tl.constexpr, DTYPE: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS_INNER: tl.constexpr, ONE_POSITION: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr,
 ):  # fmt: skip
@@ -113,7 +113,7 @@ def forward_kernel(
             o_c[None, :], o_p[None, :], m_n[None, :], m_b[:, None] & m_n[None, :], start, count,
             s_xc, s_xp, s_wc, s_wp, o_shift, o_scale, s_yc, s_yp, s_mc, s_mp,
             KIND, NEGATE, PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP,
-            SHIFT_FIRST, INVERSE, PARTIAL, DTYPE,
+            SHIFT_FIRST, SHIFT_FACTOR, PARTIAL, DTYPE,
         )  # fmt: skip
         b_logdet = tl.sum(b_log_s, 1)
         if p_running is not None:
@@ -138,7 +138,7 @@ def forward_kernel(
                 o_c[:, None], o_p[None, :], m_c, m_in, start, count,
                 s_xc, s_xp, s_wc, s_wp, o_shift, o_scale, s_yc, s_yp, s_mc, s_mp,
                 KIND, NEGATE, PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP,
-                SHIFT_FIRST, INVERSE, PARTIAL, DTYPE,
+                SHIFT_FIRST, SHIFT_FACTOR, PARTIAL, DTYPE,
             )  # fmt: skip
         b_logdet = tl.sum(tl.sum(b_sum, 1), 0)
         if p_running is not None:
@@ -159,7 +159,7 @@ def _backward_tile(
     KIND: tl.constexpr, NEGATE: tl.constexpr,
     PRESCALE: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr, CLAMP: tl.constexpr, EPS: tl.constexpr,
     LOG_GAIN: tl.constexpr, LOG_CLAMP: tl.constexpr,
-    SHIFT_FIRST: tl.constexpr, INVERSE: tl.constexpr, PARTIAL: tl.constexpr, DTYPE: tl.constexpr,
+    SHIFT_FIRST: tl.constexpr, SHIFT_FACTOR: tl.constexpr, PARTIAL: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Writes one tile of dx and dparams, and of the input rebuilt from y where that is wanted.
 
@@ -196,7 +196,7 @@ def _backward_tile(
             b_t = tl.where(m_t, b_t, 0.0)
     b_dx, b_dt, b_dr, b_dgain = couple_backward(
         b_y, b_dy, b_dlogdet, b_t, b_r, b_g, p_gain is not None,
-        KIND, NEGATE, PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP, SHIFT_FIRST, INVERSE,
+        KIND, NEGATE, PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP, SHIFT_FIRST, SHIFT_FACTOR,
     )  # fmt: skip
     if KIND != 0:
         if p_mask is not None:
@@ -215,7 +215,7 @@ def _backward_tile(
     if p_rebuilt is not None:
         b_x, _ = couple(
             b_y, b_t, b_r, b_g, p_gain is not None, KIND, not NEGATE,
-            PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP, not SHIFT_FIRST, not INVERSE,
+            PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP, not SHIFT_FIRST, -SHIFT_FACTOR,
         )  # fmt: skip
         if PARTIAL or p_mask is not None:
             b_x = tl.where(m_t, b_x, b_y)
@@ -232,7 +232,7 @@ def backward_kernel(
     KIND: tl.constexpr, NEGATE: tl.constexpr,
     PRESCALE: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr, CLAMP: tl.constexpr, EPS: tl.constexpr,
     LOG_GAIN: tl.constexpr, LOG_CLAMP: tl.constexpr,
-    SHIFT_FIRST: tl.constexpr, INVERSE: tl.constexpr, PARTIAL: tl.constexpr, DTYPE: tl.constexpr,
+    SHIFT_FIRST: tl.constexpr, SHIFT_FACTOR: tl.constexpr, PARTIAL: tl.constexpr, DTYPE: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS_INNER: tl.constexpr, ONE_POSITION: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr,
 ):  # fmt: skip
@@ -280,7 +280,7 @@ def backward_kernel(
             s_yc, s_yp, s_wc, s_wp, o_shift, o_scale, s_gc, s_gp, s_xc, s_xp, s_vc, s_vp, o_dshift, o_dscale,
             s_mc, s_mp, s_rc, s_rp,
             KIND, NEGATE, PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP,
-            SHIFT_FIRST, INVERSE, PARTIAL, DTYPE,
+            SHIFT_FIRST, SHIFT_FACTOR, PARTIAL, DTYPE,
         )  # fmt: skip
     if p_gain is not None:
         # Partials: [workers, count, P] of rows, [workers, count] of images.

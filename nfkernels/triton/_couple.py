@@ -11,11 +11,11 @@ def couple(
     b_x, b_t, b_r, b_g,  # b_r: only where there is a scale; b_g, the learned gain: only with HAS_GAIN
     HAS_GAIN: tl.constexpr, KIND: tl.constexpr, NEGATE: tl.constexpr,
     PRESCALE: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr, CLAMP: tl.constexpr, EPS: tl.constexpr,
-    LOG_GAIN: tl.constexpr, LOG_CLAMP: tl.constexpr, SHIFT_FIRST: tl.constexpr, INVERSE: tl.constexpr,
+    LOG_GAIN: tl.constexpr, LOG_CLAMP: tl.constexpr, SHIFT_FIRST: tl.constexpr, SHIFT_FACTOR: tl.constexpr,
 ):  # fmt: skip
-    """``(y, log s)`` of transformed elements."""
-    if INVERSE:
-        b_t = -b_t
+    """``(y, log s)`` of transformed elements. SHIFT_FACTOR: what the raw shift is multiplied by, -1 in an inverse."""
+    if SHIFT_FACTOR != 1:
+        b_t = b_t * SHIFT_FACTOR
     if KIND == 0:
         b_y = b_x + b_t
         b_log_s = tl.zeros(b_x.shape, b_x.dtype)
@@ -36,7 +36,7 @@ def couple_backward(
     b_y, b_dy, b_dlogdet, b_t, b_r, b_g,  # b_t: only where the scale comes first
     HAS_GAIN: tl.constexpr, KIND: tl.constexpr, NEGATE: tl.constexpr,
     PRESCALE: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr, CLAMP: tl.constexpr, EPS: tl.constexpr,
-    LOG_GAIN: tl.constexpr, LOG_CLAMP: tl.constexpr, SHIFT_FIRST: tl.constexpr, INVERSE: tl.constexpr,
+    LOG_GAIN: tl.constexpr, LOG_CLAMP: tl.constexpr, SHIFT_FIRST: tl.constexpr, SHIFT_FACTOR: tl.constexpr,
 ):  # fmt: skip
     """``(dx, dt, dr, the terms of dgain)`` of transformed elements; dr only where there is a scale."""
     b_dx = b_dy
@@ -52,9 +52,9 @@ def couple_backward(
             b_dt = b_dx
             b_u = b_dy * b_y + b_dlogdet
         else:
-            b_u = b_dy * (b_y + b_t if INVERSE else b_y - b_t) + b_dlogdet
+            b_u = b_dy * (b_y - b_t * SHIFT_FACTOR) + b_dlogdet
         b_dr = b_u * b_d  # the inverse's sign is in NEGATE already
         b_dgain = b_u * b_dg
-    if INVERSE:
-        b_dt = -b_dt
+    if SHIFT_FACTOR != 1:
+        b_dt = b_dt * SHIFT_FACTOR
     return b_dx, b_dt, b_dr, b_dgain

@@ -104,7 +104,7 @@ def forward_kernel(
     s_xb, s_xc, s_xp, s_wb, s_wc, s_wp, o_shift, o_scale, s_zb, s_zc, s_zp, s_eb, s_ec, s_ep,
     KIND: tl.constexpr, NEGATE: tl.constexpr,
     PRESCALE: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr, CLAMP: tl.constexpr, EPS: tl.constexpr,
-    LOG_GAIN: tl.constexpr, LOG_CLAMP: tl.constexpr, SHIFT_FIRST: tl.constexpr, INVERSE: tl.constexpr,
+    LOG_GAIN: tl.constexpr, LOG_CLAMP: tl.constexpr, SHIFT_FIRST: tl.constexpr, SHIFT_FACTOR: tl.constexpr,
     C: tl.constexpr, START: tl.constexpr, COUNT: tl.constexpr,
     EXTRA_START: tl.constexpr, EXTRA_COUNT: tl.constexpr,
     DTYPE: tl.constexpr, WIDE: tl.constexpr, IN_REGISTERS: tl.constexpr, PRECISION: tl.constexpr,
@@ -140,7 +140,7 @@ def forward_kernel(
                 b_g = _per_channel(tl.load(p_gain + o_t, mask=m_t, other=1.0).to(DTYPE), IN_REGISTERS)
         b_y, b_log_s = couple(
             b_x, b_t, b_r, b_g, p_gain is not None,
-            KIND, NEGATE, PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP, SHIFT_FIRST, INVERSE,
+            KIND, NEGATE, PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP, SHIFT_FIRST, SHIFT_FACTOR,
         )  # fmt: skip
         if not IN_REGISTERS:
             b_wt = _matrix(p_weight, START + o_t, m_t, 1, o_j, m_j, C, DTYPE)
@@ -257,7 +257,7 @@ def backward_kernel(
     s_db, s_dc, s_dp, s_vb, s_vc, s_vp, o_dshift, o_dscale, s_xb, s_xc, s_xp,
     KIND: tl.constexpr, NEGATE: tl.constexpr,
     PRESCALE: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr, CLAMP: tl.constexpr, EPS: tl.constexpr,
-    LOG_GAIN: tl.constexpr, LOG_CLAMP: tl.constexpr, SHIFT_FIRST: tl.constexpr, INVERSE: tl.constexpr,
+    LOG_GAIN: tl.constexpr, LOG_CLAMP: tl.constexpr, SHIFT_FIRST: tl.constexpr, SHIFT_FACTOR: tl.constexpr,
     C: tl.constexpr, START: tl.constexpr, COUNT: tl.constexpr,
     EXTRA_START: tl.constexpr, EXTRA_COUNT: tl.constexpr,
     DTYPE: tl.constexpr, WIDE: tl.constexpr, IN_REGISTERS: tl.constexpr, PRECISION: tl.constexpr,
@@ -330,7 +330,7 @@ def backward_kernel(
             b_t = tl.load(p_params + (o_w + o_shift), mask=m_tm, other=0.0).to(DTYPE)
         b_dx, b_dt, b_dr, b_dgain = couple_backward(
             b_y, b_dy, b_dlogdet, b_t, b_r, b_g, p_gain is not None,
-            KIND, NEGATE, PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP, SHIFT_FIRST, INVERSE,
+            KIND, NEGATE, PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP, SHIFT_FIRST, SHIFT_FACTOR,
         )  # fmt: skip
         o_v = _at(o_b, o_t, o_p, s_vb, s_vc, s_vp, WIDE, IN_REGISTERS)
         tl.store(p_dparams + (o_v + o_dshift), b_dt.to(p_dparams.dtype.element_ty), mask=m_tm)
@@ -344,7 +344,7 @@ def backward_kernel(
         if p_x is not None:
             b_x, _ = couple(
                 b_y, b_t, b_r, b_g, p_gain is not None, KIND, not NEGATE,
-                PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP, not SHIFT_FIRST, not INVERSE,
+                PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP, not SHIFT_FIRST, -SHIFT_FACTOR,
             )  # fmt: skip
             o_x = _at(o_b, START + o_t, o_p, s_xb, s_xc, s_xp, WIDE, IN_REGISTERS)
             tl.store(p_x + o_x, b_x.to(p_x.dtype.element_ty), mask=m_tm)

@@ -29,7 +29,7 @@ def _options(form: int, prescale: float, offset: float, gain: float, clamp: floa
         "LOG_GAIN": math.log(gain) if gain > 0 else 0.0,
         "LOG_CLAMP": math.log(clamp) if clamped else 0.0,
         "SHIFT_FIRST": (f.order == Order.shift_first) != f.inverse,
-        "INVERSE": f.inverse,
+        "SHIFT_FACTOR": f.shift_factor,
     }
 
 

@@ -78,7 +78,7 @@ def inverse_kernel(
     ACTIVATION: tl.constexpr, LAST_ACTIVE: tl.constexpr, PER: tl.constexpr, SHIFT: tl.constexpr, SCALE: tl.constexpr,
     KIND: tl.constexpr, NEGATE: tl.constexpr,
     PRESCALE: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr, CLAMP: tl.constexpr, EPS: tl.constexpr,
-    LOG_GAIN: tl.constexpr, LOG_CLAMP: tl.constexpr, SHIFT_FIRST: tl.constexpr, INVERSE: tl.constexpr,
+    LOG_GAIN: tl.constexpr, LOG_CLAMP: tl.constexpr, SHIFT_FIRST: tl.constexpr, SHIFT_FACTOR: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
     """``p_layers``: see :func:`_layers`. ``p_active`` holds the units as the next layer reads them, ``[programs, units,
@@ -162,7 +162,7 @@ def inverse_kernel(
             b_z = tl.load(p_z + o_b[None, :] * s_zb + o_c * s_zc, mask=m_out, other=0.0)
             b_x, b_log_s = couple(
                 b_z, b_t, b_r, b_r, False,
-                KIND, NEGATE, PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP, SHIFT_FIRST, INVERSE,
+                KIND, NEGATE, PRESCALE, OFFSET, GAIN, CLAMP, EPS, LOG_GAIN, LOG_CLAMP, SHIFT_FIRST, SHIFT_FACTOR,
             )  # fmt: skip
             tl.store(p_x + o_b[None, :] * s_xb + o_c * s_xc, b_x, mask=m_out)
             b_total += tl.sum(tl.where(m_out, b_log_s, 0.0), 0)

@@ -19,6 +19,9 @@ MAPS = [
     ScaleMap("sigmoid", gain=2.0, prescale=0.5),
     ScaleMap("exp", clamp=1.0, prescale=0.7, offset=0.1),
     ScaleMap("exp", reciprocal=True),
+    ScaleMap.freia_all_in_one(1.5),
+    ScaleMap("additive", prescale=-0.3, scaled_shift=True),
+    ScaleMap("sigmoid", prescale=-0.7, offset=1.0, eps=1e-3, scaled_shift=True),
 ]
 LAYOUTS = ["shift_scale", "scale_shift", "shift_scale_interleaved", "scale_shift_interleaved"]
 ORDERS = ["scale_first", "shift_first"]

@@ -98,6 +98,8 @@ MAPS = {
     "tanh": ScaleMap("tanh", clamp=0.5, offset=-0.2, gain=2.0),
     "zuko": ScaleMap.zuko(),
     "softclip": ScaleMap("softclip", clamp=2.0, gain=-0.7),
+    "scaled shift": ScaleMap.freia_all_in_one(1.5),
+    "scaled shift alone": ScaleMap("additive", prescale=-0.3, scaled_shift=True),
 }
 
 
@@ -249,7 +251,7 @@ def test_missing_gradients_as_the_raw_op_sees_them():
     assert dgain.numel() == 0
 
 
-@pytest.mark.parametrize("m", [ScaleMap.glow(), ScaleMap.exp(), ScaleMap.freia()], ids=lambda m: m.kind)
+@pytest.mark.parametrize("m", [ScaleMap.glow(), ScaleMap.exp(), ScaleMap.freia_all_in_one()], ids=lambda m: m.kind)
 def test_round_trip(m):
     x, params = torch.randn(3, 5, 130), torch.randn(3, 4, 130)
     with use_backend("triton"):

@@ -86,7 +86,7 @@ def test_residual_layers():
 
 
 @pytest.mark.parametrize(
-    "transform", ["additive", "glow", "nflows", ScaleMap("softplus", clamp=1.5), "realnvp"], ids=str
+    "transform", ["additive", "glow", "nflows", ScaleMap("softplus", clamp=1.5), ScaleMap.freia_all_in_one()], ids=str
 )
 @pytest.mark.parametrize("inverse", [False, True])
 def test_transforms(transform, inverse):
