@@ -23,6 +23,17 @@ PLAIN = {
     "normflows.flows.base.Composite": "a container: its layers are what is fused",
     "normflows.flows.base.Reverse": "a container: its layer is what is fused",
     "zuko.lazy.LazyInverse": "a container: its layer is what is fused",
+    "FrEIA.framework.sequence_inn.SequenceINN": "a container: its layers are what is fused",
+    "FrEIA.framework.graph_inn.GraphINN": "a container: its layers are what is fused",
+    "FrEIA.framework.reversible_graph_net.ReversibleGraphNet": "a container: its layers are what is fused",
+    "FrEIA.framework.reversible_sequential_net.ReversibleSequential": "a container: its layers are what is fused",
+    "FrEIA.modules.coupling_layers.NICECouplingBlock": "two additions: nothing to fuse",
+    "FrEIA.modules.coupling_layers.GINCouplingBlock": "log-scales centred over the channels, which no kernel does",
+    "FrEIA.modules.fixed_transforms.FixedLinearTransform": "one matrix product: nothing to fuse",
+    "FrEIA.modules.graph_topology.Split": "a view: nothing to fuse",
+    "FrEIA.modules.graph_topology.Concat": "one copy: nothing to fuse",
+    "FrEIA.modules.reshapes.Flatten": "a view: nothing to fuse",
+    "FrEIA.modules.reshapes.Reshape": "a view: nothing to fuse",
 }
 
 
