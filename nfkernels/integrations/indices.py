@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -38,6 +40,14 @@ class Split:
             self._maps[device] = _made(self._places, device)
         return self._maps[device]
 
+    @functools.cached_property
+    def others(self) -> Split:
+        return Split(self.identity, self.transformed)
+
+    def other_map(self, device: torch.device) -> Tensor:
+        """As :meth:`channel_map`, for the channels that are not transformed."""
+        return self.others.channel_map(device)
+
     def kept(self, x: Tensor) -> Tensor:
         """The channels of x that pass through: a view wherever a stride describes them."""
         if self.piece is not None:
@@ -51,6 +61,28 @@ class Split:
 
     def __hash__(self) -> int:
         return hash((self.transformed, self.identity))
+
+
+class Table:
+    """Whole numbers known when a layer is swapped, as an int64 tensor on each device that asks. Hashable."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values, self._shape = tuple(values.flatten().tolist()), tuple(values.shape)
+        self._tensors: dict[torch.device, Tensor] = {}
+
+    def on(self, device: torch.device) -> Tensor:
+        if device not in self._tensors:
+            self._tensors[device] = _made(self._values, device).view(self._shape)
+        return self._tensors[device]
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Table) and (self._values, self._shape) == (other._values, other._shape)
+
+    def __hash__(self) -> int:
+        return hash((self._values, self._shape))
 
 
 def _made(values: tuple[int, ...], device: torch.device) -> Tensor:

@@ -204,7 +204,7 @@ def _round_trip(fused: nn.Module, adapter: Adapter, trial: Call) -> None:
 def _duplicate(module: nn.Module, adapter: Adapter, disturbed: bool) -> nn.Module:
     """A copy of original classes, without the caller's hooks, its conditioners' outputs spread."""
     # What a layer keeps of an earlier call (a cached inverse) may have a graph, which cannot be copied.
-    kept = (v for m in module.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf)
+    kept = (v for m in module.modules() for v in _held(m) if isinstance(v, Tensor) and not v.is_leaf)
     twin = copy.deepcopy(module, {id(v): v.detach().clone() for v in kept})
     for part in twin.modules():
         part.__class__ = original_of(type(part))
@@ -216,6 +216,14 @@ def _duplicate(module: nn.Module, adapter: Adapter, disturbed: bool) -> nn.Modul
         for network in adapter.conditioners(twin):
             network.register_forward_hook(_spread)
     return twin
+
+
+def _held(module: nn.Module) -> Iterator[Any]:
+    """What a module's attributes are, and the plain objects among them hold."""
+    for value in vars(module).values():
+        yield value
+        if not isinstance(value, (Tensor, nn.Module, type)) and isinstance(getattr(value, "__dict__", None), dict):
+            yield from vars(value).values()
 
 
 def _of_torch(hook: Any) -> bool:

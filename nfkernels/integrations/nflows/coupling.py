@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-import functools
-import math
+from typing import Any
 
 from torch import Tensor, nn
 
-from ...ops import ScaleMap, Spline, affine_coupling, rational_quadratic_spline
-from ..adapter import Adapter
+from ...ops import ScaleMap, affine_coupling, rational_quadratic_spline
 from ..indices import Split
 from ..registry import register
+from .splines import cdf_fits, cdf_params, cdf_spline, is_cdf, outside, spline_of_module
+from .steps import Step, StepAdapter, Total, joined, specialised
 
 
-class _Coupling(Adapter):
+class _Coupling(StepAdapter):
     """What the couplings share: the split, and the network that is left alone."""
+
+    bypassed = ("unconditional_transform",)
 
     def refuse(self, module: nn.Module) -> str | None:
         if module.unconditional_transform is not None:
-            return "an unconditional transform of the identity half"
+            return f"an unconditional transform of its own ({type(module.unconditional_transform).__name__})"
+        return self._refuse_split(module)
+
+    @staticmethod
+    def _refuse_split(module: nn.Module) -> str | None:
         if Split.of(module.transform_features, module.identity_features) is None:
             return "its features are not the two parts of one whole"
         return None
-
-    def layer(self, module: nn.Module) -> type:
-        return _with_split(self.Layer, Split.of(module.transform_features, module.identity_features))
 
     def conditioners(self, module: nn.Module) -> list[nn.Module]:
         return [module.transform_net]
 
 
-@functools.cache
-def _with_split(layer: type, split: Split) -> type:
-    return type(layer.__name__, (layer,), {"_split": split})
+def _split(module: nn.Module) -> Split:
+    return Split.of(module.transform_features, module.identity_features)
 
 
 def _fits(module: nn.Module, inputs: Tensor) -> bool:
@@ -41,76 +43,77 @@ def _fits(module: nn.Module, inputs: Tensor) -> bool:
 
 @register("nflows.transforms.coupling.AffineCouplingTransform")
 class AffineCoupling(_Coupling):
-    """``x sigmoid(r + 2) + 1e-3 x + t``, params ``[shift, scale]``: one pass in place of the gathers and scatters."""
+    """``x (sigmoid(r + 2) + 1e-3) + t``, params ``[shift, scale]``: one pass in place of the gathers and scatters."""
 
-    class Layer:
-        def forward(self, inputs, context=None):
-            if not _fits(self, inputs):
-                return super().forward(inputs, context)
-            return _affine(self, inputs, context, False)
+    scale_map = ScaleMap.nflows()
 
-        def inverse(self, inputs, context=None):
+    def layer(self, module: nn.Module) -> type:
+        return specialised(self.Layer, _split=_split(module), _map=self.scale_map)
+
+    class Layer(Step):
+        def _step(self, inputs: Tensor, context: Any, inverse: bool, total: Total) -> tuple[Tensor, Total]:
             if not _fits(self, inputs):
-                return super().inverse(inputs, context)
-            return _affine(self, inputs, context, True)
+                return self._original(inputs, context, inverse, total)
+            params = self.transform_net(self._split.kept(inputs), context)
+            where = self._split.channel_map(inputs.device)
+            return joined(
+                affine_coupling, inputs, params, total, scale_map=self._map, channel_map=where, inverse=inverse
+            )
 
 
 @register("nflows.transforms.coupling.AdditiveCouplingTransform")
 class AdditiveCoupling(AffineCoupling):
     """``x + t``."""
 
-
-_NFLOWS, _ADDITIVE = ScaleMap.nflows(), ScaleMap.additive()
-
-
-def _affine(self: nn.Module, inputs: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-    params = self.transform_net(self._split.kept(inputs), context)
-    return affine_coupling(
-        inputs, params, scale_map=_ADDITIVE if self._transform_dim_multiplier() == 1 else _NFLOWS,
-        channel_map=self._split.channel_map(inputs.device), inverse=inverse,
-    )  # fmt: skip
+    scale_map = ScaleMap.additive()
 
 
 @register("nflows.transforms.coupling.PiecewiseRationalQuadraticCouplingTransform")
 class RationalQuadraticCoupling(_Coupling):
-    """A rational-quadratic spline of each transformed feature (Durkan et al. 2019), linear tails or none."""
+    """A rational-quadratic spline of each transformed feature (Durkan et al. 2019), linear tails or none; and of the
+    other features by a spline that depends on nothing, where there is one."""
 
     def refuse(self, module: nn.Module) -> str | None:
-        if module.tails not in (None, "linear"):
-            return f"tails={module.tails!r}"
-        if not 2 <= module.num_bins <= 64:
-            return f"num_bins={module.num_bins} (2 to 64 are fused)"
-        return super().refuse(module)
+        other = module.unconditional_transform
+        if other is not None and not is_cdf(other):
+            return super().refuse(module)
+        try:
+            self.layer(module)
+        except ValueError as error:
+            return str(error)
+        return self._refuse_split(module)
 
-    class Layer:
-        def forward(self, inputs, context=None):
-            if not _fits(self, inputs) or self.tails is None:
-                return super().forward(inputs, context)
-            return _spline(self, inputs, context, False)
+    def layer(self, module: nn.Module) -> type:
+        names = ("hidden_features", "hidden_channels")
+        spline = spline_of_module(module, module.transform_net, module.num_bins, names)
+        other = module.unconditional_transform
+        first = None if other is None else cdf_spline(other)
+        return specialised(self.Layer, _split=_split(module), _spline=spline, _other=first)
 
-        def inverse(self, inputs, context=None):
-            if not _fits(self, inputs) or self.tails is None:
-                return super().inverse(inputs, context)
-            return _spline(self, inputs, context, True)
+    class Layer(Step):
+        def _step(self, inputs: Tensor, context: Any, inverse: bool, total: Total) -> tuple[Tensor, Total]:
+            split = self._split
+            fits = _fits(self, inputs) and (
+                self._other is None or cdf_fits(self.unconditional_transform, inputs, len(split.identity))
+            )
+            if not fits or outside(self._spline, inputs):
+                return self._original(inputs, context, inverse, total)
+            x = inputs
+            if inverse:
+                x, total = _unconditional(self, x, True, total)
+            params = self.transform_net(split.kept(x), context)
+            where = split.channel_map(inputs.device)
+            x, total = joined(
+                rational_quadratic_spline, x, params, total, spline=self._spline, channel_map=where, inverse=inverse
+            )
+            return (x, total) if inverse else _unconditional(self, x, False, total)
 
 
-def _spline(self: nn.Module, inputs: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-    net = self.transform_net
-    hidden = getattr(net, "hidden_features", None) or getattr(net, "hidden_channels", None) or 1
-    spline = spline_of(
-        self.num_bins, self.tail_bound, self.min_bin_width, self.min_bin_height, self.min_derivative, hidden
-    )
-    params = net(self._split.kept(inputs), context)
-    return rational_quadratic_spline(
-        inputs, params, spline=spline, channel_map=self._split.channel_map(inputs.device), inverse=inverse
-    )
-
-
-@functools.cache
-def spline_of(bins: int, bound: float, width: float, height: float, derivative: float, hidden: int) -> Spline:
-    """nflows' spline: raw widths and heights divided by the root of the network's width, where it tells one."""
-    bound = float(bound)
-    return Spline(
-        bins=bins, low=-bound, high=bound, min_width=width, min_height=height, min_derivative=derivative,
-        prescale=1 / math.sqrt(hidden),
+def _unconditional(self: Any, x: Tensor, inverse: bool, total: Total) -> tuple[Tensor, Total]:
+    """The spline of the features that the network sees."""
+    if self._other is None or not self._split.identity:
+        return x, total
+    return joined(
+        rational_quadratic_spline, x, cdf_params(self.unconditional_transform, x), total, spline=self._other,
+        channel_map=self._split.other_map(x.device), inverse=inverse,
     )  # fmt: skip

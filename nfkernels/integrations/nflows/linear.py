@@ -1,0 +1,139 @@
+"""nflows' linear layers with a triangular or a free matrix: ``nflows.transforms.{linear, lu, conv}``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...ops import channel_mix, lu_linear
+from ..indices import Table
+from ..packed import Packing, compose_packed
+from ..registry import register
+from .steps import Step, StepAdapter, Total, added, specialised
+
+# Up to here one matrix and its inverse cost less than the calls of a product or a solve with each factor.
+COMPOSED = 64
+
+
+def rows_times(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x weight^T + bias`` in the data's type, autocast or not."""
+    if torch.is_autocast_enabled(x.device.type):
+        return channel_mix(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+class LinearAdapter(StepAdapter):
+    """What nflows' linear layers share. In evaluation mode with ``using_cache`` the matrices are the cached ones."""
+
+    def disturb(self, module: nn.Module, generator: torch.Generator) -> None:
+        super().disturb(module, generator)
+        module.cache.invalidate()
+
+
+class LinearStep(Step):
+    """``_matrix(inverse)`` gives the matrix or its inverse with the matrix's log-determinant."""
+
+    def _step(self, inputs: Tensor, context: Any, inverse: bool, total: Total) -> tuple[Tensor, Total]:
+        if inputs.dim() != 2:
+            return self._original(inputs, context, inverse, total)
+        if self.using_cache and not self.training:
+            matrix, logdet = self._cached(inverse)
+        else:
+            made = self._without_matrix(inputs, inverse)
+            if made is not None:
+                return made[0], added(total, made[1])
+            matrix, logdet = self._matrix(inverse)
+        if inverse:
+            return rows_times(inputs - self.bias, matrix, None), added(total, -logdet)
+        return rows_times(inputs, matrix, self.bias), added(total, logdet)
+
+    def _without_matrix(self, inputs: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
+        """Outputs and their log-determinant where a whole matrix would be the longer way."""
+        return None
+
+    def _cached(self, inverse: bool) -> tuple[Tensor, Tensor]:
+        cache = self.cache
+        name = "inverse" if inverse else "weight"
+        if getattr(cache, name) is None or cache.logabsdet is None:
+            matrix, logdet = self._matrix(inverse)
+            if getattr(cache, name) is None:
+                setattr(cache, name, matrix)
+            cache.logabsdet = logdet if cache.logabsdet is None else cache.logabsdet
+        return getattr(cache, name), cache.logabsdet
+
+
+class _LU(LinearStep):
+    _packing: Packing
+
+    def _matrix(self, inverse: bool) -> tuple[Tensor, Tensor]:
+        made = compose_packed(
+            self.lower_entries, self.upper_entries, self.unconstrained_upper_diag, self._packing, self.eps,
+            weight=not inverse, inverse=inverse,
+        )  # fmt: skip
+        return made.inverse if inverse else made.weight, made.logdet
+
+    def _without_matrix(self, inputs: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
+        if self.features <= COMPOSED:
+            return None
+        diagonal = self.unconstrained_upper_diag
+        both = self._packing.matrix(self.lower_entries, self.upper_entries, diagonal)
+        x = lu_linear(inputs, both, both, diagonal, self.bias, diagonal="softplus", eps=self.eps, inverse=inverse)
+        logdet = torch.log(F.softplus(diagonal) + self.eps).sum()
+        return x, -logdet if inverse else logdet
+
+
+@register("nflows.transforms.lu.LULinear")
+class LULinear(LinearAdapter):
+    """``L U x + b``: the matrix made from its packed entries in one op, then one product."""
+
+    def layer(self, module: nn.Module) -> type:
+        return specialised(self.Layer, _packing=Packing.of(module.features))
+
+    class Layer(_LU):
+        pass
+
+
+@register("nflows.transforms.conv.OneByOneConvolution")
+class OneByOneConvolution(LinearAdapter):
+    """A permutation of the channels, then ``L U``: both are one matrix."""
+
+    bypassed = ("permutation",)
+
+    def layer(self, module: nn.Module) -> type:
+        back = Table(torch.argsort(module.permutation._permutation))
+        return specialised(self.Layer, _packing=Packing.of(module.features), _back=back)
+
+    class Layer(_LU):
+        _back: Table
+
+        def _step(self, inputs: Tensor, context: Any, inverse: bool, total: Total) -> tuple[Tensor, Total]:
+            if inputs.dim() != 4 or inputs.shape[1] != self.features:
+                return self._original(inputs, context, inverse, total)
+            cached = self.using_cache and not self.training
+            matrix, logdet = self._cached(inverse) if cached else self._matrix(inverse)
+            logdet = logdet * (inputs.shape[2] * inputs.shape[3])
+            back = self._back.on(inputs.device)
+            if inverse:
+                matrix = matrix.index_select(0, back)
+                return channel_mix(inputs, matrix, -(matrix @ self.bias)), added(total, -logdet)
+            return channel_mix(inputs, matrix.index_select(1, back), self.bias), added(total, logdet)
+
+
+@register("nflows.transforms.linear.NaiveLinear")
+class NaiveLinear(LinearAdapter):
+    """A free matrix. Its inverse is a solve (the original's fails on today's PyTorch)."""
+
+    class Layer(LinearStep):
+        def _matrix(self, inverse: bool) -> tuple[Tensor, Tensor]:
+            matrix = self._weight
+            return torch.linalg.inv(matrix) if inverse else matrix, torch.linalg.slogdet(matrix)[1]
+
+        def _without_matrix(self, inputs: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
+            if not inverse:
+                return None
+            factors, pivots = torch.linalg.lu_factor(self._weight)
+            x = torch.linalg.lu_solve(factors, pivots, (inputs - self.bias).t()).t()
+            return x, -factors.diagonal().abs().log().sum()
