@@ -80,7 +80,8 @@ class _LU(LinearStep):
             return None
         diagonal = self.unconstrained_upper_diag
         both = self._packing.matrix(self.lower_entries, self.upper_entries, diagonal)
-        x = lu_linear(inputs, both, both, diagonal, self.bias, diagonal="softplus", eps=self.eps, inverse=inverse)
+        upper = both.view_as(both)  # torch.compile takes no tensor twice
+        x = lu_linear(inputs, both, upper, diagonal, self.bias, diagonal="softplus", eps=self.eps, inverse=inverse)
         logdet = torch.log(F.softplus(diagonal) + self.eps).sum()
         return x, -logdet if inverse else logdet
 

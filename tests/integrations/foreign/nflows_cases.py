@@ -234,7 +234,7 @@ def _sbi_maf() -> nn.Module:
 
 
 MODELS = [
-    _layer("CompositeTransform", lambda: _chain(4), _rows(4)),
+    _layer("CompositeTransform", lambda: _chain(4), _rows(4), layers=("", "_transforms.3", "_transforms.5")),
     _layer("CompositeTransform of none", lambda: transforms.CompositeTransform([]), _rows(4)),
     _layer(
         "InverseTransform",
