@@ -175,10 +175,10 @@ def _prove_all(model: nn.Module, found: dict, places: dict[nn.Module, Row], run:
 
 def _whole_model(model: nn.Module, found: dict, places: dict, report: Report, run: Callable) -> None:
     """The last look: the model as a whole, before and after, on the same random numbers."""
+    layers = {module: type(module) for module in found}  # a first batch, which does not count here, changes some
     with unchanged(model), torch.no_grad():
         state = torch.get_rng_state()
         after = _tensors(run(model))
-    layers = {module: type(module) for module in found}
     for module in layers:
         module.__class__ = swapping.original_of(type(module))
     with unchanged(model), torch.no_grad():

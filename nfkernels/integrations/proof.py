@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,6 @@ from .swap import fused_class, original_of
 
 # Of the batch that was seen, at most so many rows and (above two rows) elements: a proof is a small part of a call.
 ROWS, ELEMENTS = 32, 16384
-SPREAD = 4.0
 TOLERANCE_64 = 1e-8  # of the largest value, in float64
 SLACK = 4.0  # times the original's own error in its own type, plus this share of the largest value:
 FLOOR = {torch.float32: 1e-5, torch.float64: TOLERANCE_64, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -214,7 +214,7 @@ def _duplicate(module: nn.Module, adapter: Adapter, disturbed: bool) -> nn.Modul
     if disturbed:
         adapter.disturb(twin, torch.Generator().manual_seed(2))
         for network in adapter.conditioners(twin):
-            network.register_forward_hook(_spread)
+            network.register_forward_hook(functools.partial(_spread, adapter.spread))
     return twin
 
 
@@ -231,14 +231,14 @@ def _of_torch(hook: Any) -> bool:
     return getattr(hook, "__module__", type(hook).__module__).startswith("torch.")
 
 
-def _spread(network: nn.Module, args: Any, out: Any) -> Any:
-    """``out`` plus fixed numbers over [-SPREAD, SPREAD]; a network that returns a tuple gets its tensors spread."""
+def _spread(width: float, network: nn.Module, args: Any, out: Any) -> Any:
+    """``out`` plus fixed numbers over [-width, width]; a network that returns a tuple gets its tensors spread."""
 
     def one(t: Any) -> Any:
         if not (isinstance(t, Tensor) and t.is_floating_point()):
             return t
         draw = torch.rand(t.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-        return t + ((2 * draw - 1) * SPREAD).to(t)
+        return t + ((2 * draw - 1) * width).to(t)
 
     return tuple(map(one, out)) if isinstance(out, tuple) else one(out)
 

@@ -211,6 +211,7 @@ class _Lists(Steps):
         return _Plan(tuple(found), self.reversible)
 
     levels = False
+    spread = 0.5  # tens of couplings one after the other: what a wide spread does to one, they would do as a power
 
     def partner(self, module, call, out):
         """Directions are paired in the trials."""
