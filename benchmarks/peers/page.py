@@ -153,8 +153,8 @@ def suites_details(suites: list[dict[str, Any]]) -> str:
             continue
         parts.append(f"### {s['text']}")
         if s["both_fail"]:
-            names = ", ".join(f"`{t}`" for t in s["both_fail"])
-            parts.append(f"Fail as they are, with or without us: {names}.")
+            parts.append("Fail as they are, and swapped alike:")
+            parts.append("\n".join(f"- `{t['test']}`: {t['reason']}" for t in s["both_fail"]))
         for d in s["differ"]:
             told = "; ".join(f"{mode}: {state}" for mode, state in d["states"].items())
             parts.append(f"- `{d['test']}`: {told}. {d['reason']}")
