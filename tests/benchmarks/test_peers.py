@@ -120,7 +120,7 @@ def test_curves_part_where_one_is_not_finite():
 def test_a_nudge_is_one_unit_in_the_last_place():
     model = Flow()
     before = model.net.weight.detach().clone()
-    curves.nudge(model, 0)
+    curves.nudge(toy(), model, 0, (torch.randn(8, 3),))
     moved = (model.net.weight != before).flatten()
     assert moved.sum() == 1
     change = (model.net.weight - before).abs().flatten()[moved] / before.abs().flatten()[moved]
