@@ -39,6 +39,7 @@ class Case:
     networks: Callable[[nn.Module], list[tuple[nn.Module, str]]] | None = None
     example: Callable[[Inputs], Inputs] = lambda batch: batch
     call: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)  # of accelerate
     asked: dict[str, float] = field(default_factory=dict)
     lr: float = 1e-3
     clip: float | None = None
@@ -353,7 +354,14 @@ def sbi_sample(model: nn.Module, rows: int, theta: Tensor, x: Tensor) -> Tensor:
     return model.sample((rows,), x[:1])
 
 
-_GLOW_GOALS = {"step": 1.12, "sample": 2.0}
+def _normflows_glow(id: str, text: str, asked: dict[str, float], **options: Any) -> Case:
+    return Case(
+        id, f"normflows, Glow: 32 x 32 x 3, K = 8, L = 3, width 128{text}", "normflows", normflows_glow, pictures(32),
+        glow_loss, 16, lambda m, x: m.log_prob(x, None), normflows_sample, named("param_map"),
+        example=lambda batch: (batch[0], None), options=options, asked=asked, curve_rows=4,
+    )  # fmt: skip
+
+
 CASES = (
     Case(
         "nflows-nsf", "nflows, NSF: 10 features, 5 x (spline coupling, K = 8, LULinear), ResidualNet 64 x 2", "nflows",
@@ -383,11 +391,12 @@ CASES = (
         "normflows-nsf", "normflows, NSF: 10 features, 5 x (spline coupling, K = 8, LULinearPermute), 64 x 2",
         "normflows", normflows_nsf, table(10), mean_nll, 512, _log_prob, normflows_sample, named("transform_net"),
     ),
-    Case(
-        "normflows-glow", "normflows, Glow: 32 x 32 x 3, K = 8, L = 3, width 128", "normflows", normflows_glow,
-        pictures(32), glow_loss, 16, lambda m, x: m.log_prob(x, None), normflows_sample, named("param_map"),
-        example=lambda batch: (batch[0], None), asked=_GLOW_GOALS, curve_rows=4,
+    _normflows_glow("normflows-glow", "", {"step": 1.12, "sample": 2.0}),
+    _normflows_glow("normflows-glow-channels-last", ", channels_last=True", {"step": 1.3}, channels_last=True),
+    _normflows_glow(
+        "normflows-glow-steps", ', fuse="steps", channels_last=True', {}, fuse="steps", channels_last=True
     ),
+    _normflows_glow("normflows-glow-reversible", ', memory="reversible"', {}, memory="reversible"),
     Case(
         "freia-fastflow-64", "FrEIA, FastFlow: 8 x AllInOneBlock, 64 channels of 32 x 32", "FrEIA",
         fastflow(64, 32), features(64, 32), freia_loss, 8, freia_log_prob, freia_sample, named("subnet"),

@@ -62,7 +62,7 @@ def built(case: Case, quick: bool, device: torch.device, dtype: torch.dtype = to
 
 
 def accelerated(case: Case, model: nn.Module, batch: Inputs) -> Any:
-    return nfkernels.accelerate(model, case.example(batch), call=case.call)
+    return nfkernels.accelerate(model, case.example(batch), call=case.call, **case.options)
 
 
 def measure(

@@ -75,6 +75,7 @@ def test_looks_at_the_class():
 """
 
 
+@pytest.mark.slow
 def test_a_suite_in_all_its_runs(tmp_path):
     pytest.importorskip("nflows")
     source = tmp_path / "sources" / "nflows-9.9"
@@ -109,6 +110,7 @@ def test_a_library_without_tests(tmp_path):
     assert "| FrEIA-0.2 | | no tests: its source distribution has none |" in page.suites_table([entry])
 
 
+@pytest.mark.slow
 def test_a_suite_that_cannot_be_collected_says_why(tmp_path):
     source = tmp_path / "zuko-1.0"
     (source / "tests").mkdir(parents=True)
