@@ -49,7 +49,7 @@ def nudge(case: Case, model: nn.Module, which: int, batch: Inputs) -> None:
     matrices = [(p, g.abs()) for p, g in pull if p.dim() > 1 and bool((g != 0).any())]
     weight, strength = matrices[which * (len(matrices) - 1) // max(1, NUDGES - 1)]
     with torch.no_grad():
-        flat, index = weight.view(-1), strength.flatten().argmax()
+        flat, index = weight.detach().view(-1), strength.flatten().argmax()
         flat[index] = torch.nextafter(flat[index], flat[index] * 2)
 
 
