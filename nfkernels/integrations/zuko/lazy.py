@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..adapter import Adapter, Call
 
-ROWS = 16
+ROWS = 64
 # Of the raw params. A wider one proves no more of maps that clip softly, and makes inverses that amplify roundings a
 # thousandfold, whose largest error is anybody's.
 SPREAD = 2.0

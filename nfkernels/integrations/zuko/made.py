@@ -66,10 +66,11 @@ class Plan:
         return Plan(activation, found, tuple(tuple(o.tolist()) for o in orders), masked)
 
     def serves(self, network: nn.Module, x: Tensor) -> bool:
-        """Whether the op does now what calling the network would: in its type, past no hook, without autocast."""
+        """Whether the op does now what calling the network would: in its type, without autocast, past no hook and no
+        ``forward`` of an instance's own (zuko's Bayesian models put one there for a while)."""
         if torch.is_autocast_enabled(x.device.type) or next(network.parameters()).dtype != x.dtype:
             return False
-        return not any(getattr(part, hooks) for part in network.modules() for hooks in _HOOKS)
+        return not any(_altered(part) for part in network.modules())
 
     def of_call(self, network: nn.Module, context: Tensor | None, univariate: Univariate) -> dict[str, Any]:
         """The op's arguments; ``context [N, E]``."""
@@ -102,6 +103,12 @@ class Plan:
 
     def __hash__(self) -> int:
         return hash(self._key)
+
+
+def _altered(part: nn.Module) -> bool:
+    own = vars(part).get("forward")
+    replaced = own is not None and getattr(own, "__func__", None) is not type(part).forward
+    return replaced or any(getattr(part, hooks) for hooks in _HOOKS)
 
 
 def _activation(acts: list[nn.Module]) -> str | None:
