@@ -22,7 +22,8 @@ class Call:
     """One call of a method: what was watched, and what the proof repeats on the original and on the fused layer.
 
     ``then(out, *more)`` turns what the method returned into tensors, where that is not a structure of tensors already
-    (zuko's layers return transforms, and ``more`` is what these are called with).
+    (zuko's layers return transforms, and ``more`` is what these are called with). ``constants`` names keyword arguments
+    that the proof asks no gradients of: masks.
     """
 
     method: str
@@ -30,6 +31,7 @@ class Call:
     kwargs: dict = field(default_factory=dict)
     then: Callable[..., Any] | None = None
     more: tuple = ()
+    constants: tuple[str, ...] = ()
 
     def on(self, module: nn.Module) -> Any:
         out = getattr(module, self.method)(*self.args, **self.kwargs)

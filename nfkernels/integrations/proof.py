@@ -148,10 +148,13 @@ class _Result:
 def _run(module: nn.Module, call: Call, dtype: torch.dtype) -> _Result:
     """Outputs, and the gradients of one fixed random combination of them."""
     inputs: list[Tensor] = []
+    constants = [call.kwargs.get(name) for name in call.constants]
 
     def as_input(t: Tensor) -> Tensor:
         if not t.is_floating_point():
             return t.clone()
+        if any(t is c for c in constants):
+            return t.detach().to(dtype)
         inputs.append(t.detach().to(dtype).clone().requires_grad_())
         return inputs[-1]
 

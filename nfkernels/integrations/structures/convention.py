@@ -46,8 +46,10 @@ class Method:
     def situation(self, given: dict[str, Any]) -> tuple:
         """Which way the call goes, and what it gives beside the data. Only what was proved is taken over."""
         undo = bool(given[self.flag]) if self.flag is not None else self.undoes
-        data = self.names[0]
-        return (undo, *(n for n, v in given.items() if v is not None and n != data and n != self.flag))
+        beside = [n for n in self.names[1:] if n != self.flag and given[n] is not None]
+        if len(given) > len(self.names):  # keywords that no argument is named after
+            beside += sorted(n for n in given if n not in self.names)
+        return (undo, *beside)
 
 
 @dataclass(frozen=True)

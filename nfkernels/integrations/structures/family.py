@@ -190,43 +190,49 @@ class Family(Adapter):
         thin[::2, ..., mask.shape[-1] // 2 :] = 0
         given = {**given, method.mask: thin}
         leading = given.pop(method.names[0])
-        return [replace(call, args=(leading,), kwargs=given)]
+        return [replace(call, args=(leading,), kwargs=given, constants=(method.mask,))]
 
     def partner(self, module, call, out):
         return _convention(module).undoing(call, out)
 
     def candidates(self, module, call):
         convention = _convention(module)
-        seen = list(self._observe(module, convention, call))
-        for core in self.cores(module, seen):
-            returns = {}
-            for one in seen:
-                returned = _returned(core, one)
-                if returned is None:
-                    break
-                returns[one.situation] = returned
-            else:
-                yield _bound(type(self), Form(convention, core, tuple(returns.items())))
-
-    def _observe(self, module: nn.Module, convention: Convention, call: Call) -> Iterator[Seen]:
         # Networks give numbers of every size here: a clamp at 15 is seen as well as one at 1.
         handles = [net.register_forward_hook(_wide) for net in self.conditioners(module)]
         try:
-            there = _fresh(call)
-            out = there.on(module)
-            yield _seen(module, convention, there, out)
-            other = convention.undoing(call, _detached(out))
-            if other is None:
-                return
-            # Some layers can go back in float32 only: that is where they invert their matrix.
-            for one, dtype in ((module, torch.float64), (copy.deepcopy(module).float(), torch.float32)):
-                back = _fresh(other.map(lambda t, d=dtype: t.to(d) if t.is_floating_point() else t))
-                with contextlib.suppress(Exception):
-                    yield _seen(one, convention, back, back.on(one))
-                    return
+            seen = list(self._observe(module, convention, call))
+            for core in self.cores(module, seen):
+                returns = _returns(core, seen)
+                if returns is not None:
+                    yield _bound(type(self), Form(convention, core, returns))
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _observe(self, module: nn.Module, convention: Convention, call: Call) -> Iterator[Seen]:
+        there = _fresh(call)
+        out = there.on(module)
+        yield _seen(module, convention, there, out)
+        other = convention.undoing(call, _detached(out))
+        if other is None:
+            return
+        # Some layers can go back in float32 only: that is where they invert their matrix.
+        for one, dtype in ((module, torch.float64), (copy.deepcopy(module).float(), torch.float32)):
+            back = _fresh(other.map(lambda t, d=dtype: t.to(d) if t.is_floating_point() else t))
+            with contextlib.suppress(Exception):
+                yield _seen(one, convention, back, back.on(one))
+                return
+
+
+def _returns(core: Core, seen: list[Seen]) -> tuple | None:
+    """By situation, how the module returns what this formula gives; None if one call gave something else."""
+    returns = {}
+    for one in seen:
+        returned = _returned(core, one)
+        if returned is None:
+            return None
+        returns[one.situation] = returned
+    return tuple(returns.items())
 
 
 @functools.cache

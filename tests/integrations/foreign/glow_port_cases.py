@@ -38,22 +38,43 @@ def _two_tanh(s):
 
 CASES = [
     _pair("rosinality.ActNorm", lambda: g.RoActNorm(4), _images()),
-    _pair("rosinality.ActNorm (logdet=False)", lambda: g.RoActNorm(5, logdet=False), _images(5)),
     _running("chrischute.ActNorm", lambda: g.ChActNorm(4, return_ldj=True), _with_total()),
-    _running("chrischute.ActNorm (in a network)", lambda: g.ChActNorm(4), _images()),
     _running("y0ast.ActNorm2d", lambda: g.Y0ActNorm2d(5), _with_total(5)),
-    _running("y0ast.ActNorm2d (in a network)", lambda: g.Y0ActNorm2d(4), _images()),
     _pair("survae.ActNormBijection2d", lambda: g.SvActNorm(4), _images(), "inverse"),
-    _pair("survae.ActNormBijection", lambda: g.SvActNorm(3, 0), lambda: (torch.randn(6, 3),), "inverse"),
     _pair("FInCFlow.ActNorm", lambda: g.FiActNorm(4), _images()),
-    _pair("FInCFlow.ActNorm (2-D)", lambda: g.FiActNorm(3), lambda: (torch.randn(6, 3),)),
     _pair("rosinality.InvConv2d", lambda: g.RoInvConv2d(4), _images()),
     _pair("rosinality.InvConv2dLU", lambda: g.RoInvConv2dLU(5), _images(5)),
     Case("chrischute.InvConv", lambda: g.ChInvConv(4), _with_total()),  # its way back is float32's only
-    _running("y0ast.InvertibleConv1x1", lambda: g.Y0InvertibleConv1x1(4, False), _with_total()),
     _running("y0ast.InvertibleConv1x1 (LU)", lambda: g.Y0InvertibleConv1x1(5, True), _with_total(5)),
+    _pair("FInCFlow.Conv1x1Householder", lambda: g.FiConv1x1Householder(4, 3), _images()),
+    _pair("rosinality.AffineCoupling", lambda: g.RoAffineCoupling(6), _images(6)),
+    _running("chrischute.Coupling", lambda: g.ChCoupling(3), _with_total(6)),
+    _pair("survae.AffineCouplingBijection", lambda: g.SvAffineCoupling(5), _images(5), "inverse"),
+    _pair("FInCFlow.Coupling", lambda: g.FiCoupling(4), _images()),
+]
+
+# Options of the same layers: values, gradients and the way back are tested, but not everything else once more.
+VARIANTS = [
+    _pair("rosinality.ActNorm (logdet=False)", lambda: g.RoActNorm(5, logdet=False), _images(5)),
+    _running("chrischute.ActNorm (in a network)", lambda: g.ChActNorm(4), _images()),
+    _running("y0ast.ActNorm2d (in a network)", lambda: g.Y0ActNorm2d(4), _images()),
+    _pair("survae.ActNormBijection", lambda: g.SvActNorm(3, 0), lambda: (torch.randn(6, 3),), "inverse"),
+    _pair("FInCFlow.ActNorm (2-D)", lambda: g.FiActNorm(3), lambda: (torch.randn(6, 3),)),
+    _running("y0ast.InvertibleConv1x1", lambda: g.Y0InvertibleConv1x1(4, False), _with_total()),
     _running("y0ast.InvertibleConv1x1 (no logdet)", lambda: g.Y0InvertibleConv1x1(4, True), _images()),
     _pair("survae.Conv1x1", lambda: g.SvConv1x1(4), _images(), "inverse"),
     _pair("FInCFlow.Conv1x1", lambda: g.FiConv1x1(4), _images()),
-    _pair("FInCFlow.Conv1x1Householder", lambda: g.FiConv1x1Householder(4, 3), _images()),
+    _pair("rosinality.AffineCoupling (additive)", lambda: g.RoAffineCoupling(4, affine=False), _images()),
+    _pair(
+        "survae.AffineCouplingBijection (sequential, 2 tanh)",
+        lambda: g.SvAffineCoupling(4, "sequential", _two_tanh),
+        _images(),
+        "inverse",
+    ),
+    Case(
+        "FInCFlow.Coupling (context)",
+        lambda: g.FiCoupling(4, context=2),
+        lambda: (torch.randn(3, 4, 5, 4), torch.randn(3, 2, 5, 4)),
+        inverse=lambda m, out, x, context: m.reverse(out[0], context),
+    ),
 ]
