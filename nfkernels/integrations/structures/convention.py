@@ -16,7 +16,7 @@ ROLES: dict[str, str] = {
     **dict.fromkeys(("reverse", "inverse", "rev", "invert"), "undo"),
     **dict.fromkeys(("ldj", "sldj", "logdet", "log_det", "log_det_jacobian"), "running"),
     **dict.fromkeys(("x_mask", "mask"), "mask"),
-    **dict.fromkeys(("context", "cond", "condition", "g", "seq_lens"), "extra"),
+    **dict.fromkeys(("context", "cond", "condition", "g", "seq_lens", "offset_mask"), "extra"),
 }
 
 
