@@ -34,6 +34,8 @@ PLAIN = {
     "FrEIA.modules.graph_topology.Concat": "one copy: nothing to fuse",
     "FrEIA.modules.reshapes.Flatten": "a view: nothing to fuse",
     "FrEIA.modules.reshapes.Reshape": "a view: nothing to fuse",
+    "normflows.flows.reshape.Split": "views of its input: nothing to fuse",
+    "normflows.flows.reshape.Merge": "one copy: nothing to fuse",
 }
 
 
