@@ -12,12 +12,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from ..adapter import Adapter, Call
 from ..swap import original_of, respecialise
@@ -197,17 +198,13 @@ class Family(Adapter):
 
     def candidates(self, module, call):
         convention = _convention(module)
-        # Networks give numbers of every size here: a clamp at 15 is seen as well as one at 1.
-        handles = [net.register_forward_hook(_wide) for net in self.conditioners(module)]
-        try:
-            seen = list(self._observe(module, convention, call))
-            for core in self.cores(module, seen):
-                returns = _returns(core, seen)
-                if returns is not None:
-                    yield _bound(type(self), Form(convention, core, returns))
-        finally:
-            for handle in handles:
-                handle.remove()
+        for network in self.conditioners(module):
+            network.forward = _Wide(network.forward)
+        seen = list(self._observe(module, convention, call))
+        for core in self.cores(module, seen):
+            returns = _returns(core, seen)
+            if returns is not None:
+                yield _bound(type(self), Form(convention, core, returns))
 
     def _observe(self, module: nn.Module, convention: Convention, call: Call) -> Iterator[Seen]:
         there = _fresh(call)
@@ -306,7 +303,17 @@ def _detached(out: Any) -> Any:
     return tuple(map(_detached, out)) if isinstance(out, tuple) else out.detach() if isinstance(out, Tensor) else out
 
 
-def _wide(network: nn.Module, args: Any, out: Any) -> Any:
-    """In the place of a network's output: half of the numbers over [-4, 4], the others over [-20, 20]."""
-    draw = torch.rand((2, *out.shape), generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    return ((2 * draw[0] - 1) * torch.where(draw[1] < 0.5, 4.0, 20.0)).to(out)
+class _Wide:
+    """In the place of a network: the same numbers at every call, half of them over [-4, 4] and half over [-20, 20], so
+    that a clamp at 15 is seen as well as one at 1. What the network is given is the proof's affair."""
+
+    def __init__(self, forward: Callable[..., Tensor]) -> None:
+        self.forward, self.made = forward, None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self.made is None:
+            shape = self.forward(*args, **kwargs).shape
+            draw = torch.rand((2, *shape), generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+            self.made = (2 * draw[0] - 1) * torch.where(draw[1] < 0.5, 4.0, 20.0)
+        given = next(t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor) and t.is_floating_point())
+        return self.made.to(given)
