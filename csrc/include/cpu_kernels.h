@@ -1,11 +1,14 @@
 // The kernels of raw ops that the CPU alone has kernels for, a pointer for each (cpu/isa.cpp); in nfkernels._C only.
 #pragma once
 
+#include "channel_affine.h"
 #include "kernels.h"
 #include "lu_layer.h"
 
-#define NF_CPU_KERNELS(KERNEL)                    \
-  KERNEL(lu_layer_forward, const LULayerForward&) \
+#define NF_CPU_KERNELS(KERNEL)                                  \
+  KERNEL(channel_affine_forward, const ChannelAffineForward&)   \
+  KERNEL(channel_affine_backward, const ChannelAffineBackward&) \
+  KERNEL(lu_layer_forward, const LULayerForward&)               \
   KERNEL(lu_layer_backward, const LULayerBackward&)
 
 namespace nf {

@@ -1,19 +1,18 @@
-"""Moves of whole channels that layers of several libraries are made of, in the fewest passes over the data."""
+"""Orders of whole channels, known when a layer is swapped; and the half that a coupling's network is given."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops._library import under_transform
 
 
 class Order:
-    """A permutation of channels that is known when a layer is swapped: ``y[:, i] = x[:, places[i]]``. Hashable, so that
-    a class can be made for it; its tensors are kept by device."""
+    """A permutation of channels: ``y[:, i] = x[:, places[i]]``. Hashable, so that a class can be made for it; its
+    tensors are kept by device."""
 
     def __init__(self, places: tuple[int, ...]) -> None:
         self.places, self._hash = places, hash(places)
@@ -42,37 +41,29 @@ class Order:
         return self._hash
 
 
-def permute(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """``y[:, i] = x[:, order[i]]``, whose gradient is gathered by ``inverse`` instead of scattered."""
-    if x.requires_grad and torch.is_grad_enabled() and not under_transform():
-        return _Permute.apply(x, order, inverse)
-    return x.index_select(1, order)
+def shared(x: Tensor, start: int, length: int) -> tuple[Tensor, Tensor]:
+    """x for the coupling alone, and its channels ``[start, start + length)`` for the network: in the backward the
+    network's gradient is added to the coupling's in place, where a slice would be padded to the size of x first."""
+    if x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling() and not under_transform():
+        return _Shared.apply(x, start, length)
+    return x, x.narrow(1, start, length)
 
 
-class _Permute(torch.autograd.Function):
+class _Shared(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, order, inverse):
-        ctx.save_for_backward(order, inverse)
-        return x.index_select(1, order)
+    def forward(ctx: Any, x, start, length):
+        ctx.set_materialize_grads(False)
+        ctx.where, ctx.channels = (start, length), x.shape[1]
+        return x, x.narrow(1, start, length)
 
     @staticmethod
-    def backward(ctx: Any, dy):
-        order, inverse = ctx.saved_tensors
-        return permute(dy, inverse, order), None, None
-
-
-def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """``x * scale + shift`` with ``scale`` and ``shift`` per channel (``[C]``) of ``x [B, C, *spatial]``.
-
-    One pass forward, and one that sums the gradients of scale and shift together: the batch normalization of running
-    statistics 0 and 1. Keeps x and scale for the backward.
-    """
-    kind = x.shape[1], scale.dtype, x.device
-    if kind not in _STANDARD:
-        with torch.inference_mode(False):
-            _STANDARD[kind] = tuple(torch.full(kind[:1], v, dtype=kind[1], device=kind[2]) for v in (0.0, 1.0))
-    mean, variance = _STANDARD[kind]
-    return F.batch_norm(x, mean, variance, scale, shift, False, 0.0, 0.0)
-
-
-_STANDARD: dict[tuple[int, torch.dtype, torch.device], tuple[Tensor, ...]] = {}
+    def backward(ctx: Any, dx, dpart):
+        start, length = ctx.where
+        if dpart is None:
+            return dx, None, None
+        if dx is not None and not torch.is_grad_enabled() and not under_transform():
+            dx.narrow(1, start, length).add_(dpart)  # the coupling's backward has made dx for this node alone
+            return dx, None, None
+        before, after = start, ctx.channels - start - length
+        padded = torch.nn.functional.pad(dpart, [0, 0] * (dpart.dim() - 2) + [before, after])
+        return padded if dx is None else dx + padded, None, None

@@ -6,6 +6,7 @@ from ._library import load_cpu_module, use_backend
 from .affine_coupling import affine_coupling, affine_coupling_from_output
 from .autoregressive_conv import autoregressive_conv
 from .autoregressive_inverse import Degrees, autoregressive_inverse
+from .channel_affine import channel_affine
 from .channel_mix import channel_mix, channel_mix_from_output
 from .coupling_mix import ConditionerInput, coupling_mix
 from .dequantize import dequantize
@@ -27,6 +28,7 @@ __all__ = [
     "affine_coupling_from_output",
     "autoregressive_conv",
     "autoregressive_inverse",
+    "channel_affine",
     "channel_mix",
     "channel_mix_from_output",
     "coupling_mix",

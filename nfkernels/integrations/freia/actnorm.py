@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..channels import affine
+from ...ops import channel_affine
 from ..registry import register
 from .layer import FreiaAdapter
 
@@ -37,4 +37,4 @@ class ActNorm(FreiaAdapter):
                 bias = -bias * scale
             else:
                 scale = torch.exp(scale)
-            return [affine(data, scale, bias)], logdet.repeat(data.shape[0])
+            return [channel_affine(data, scale, bias)], logdet.repeat(data.shape[0])

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...ops import ScaleMap, affine_coupling, channel_mix
+from ...ops import ScaleMap, affine_coupling, channel_affine, channel_mix
+from ...ops.channel_affine import permute_channels
 from ...reference.affine_coupling import compute_dtype
-from ..channels import Order, affine, permute
+from ..channels import Order, shared
 from ..registry import register
 from .layer import FreiaAdapter, as_original
 
@@ -109,25 +110,33 @@ def _forward(self: nn.Module, x: Tensor, c: Sequence[Tensor]):
     scale = None if self.GIN else self.global_scale_activation(self.global_scale).flatten()
     x, logdet = _coupled(self, x, c, scale, False)
     offset = self.global_offset.flatten()
-    if turn is not None and _folds(x):
-        matrix = turn[0] if scale is None else turn[0] * scale
-        x = channel_mix(x, matrix, turn[0] @ offset)
+    if scale is None:
+        x = _turned(self, x + self.global_offset, turn, False)
+    elif turn is None:
+        there, back = self._order.on(x.device)
+        x = channel_affine(x, scale.index_select(0, there), offset.index_select(0, there), there, back)
+    elif _folds(x):
+        x = channel_mix(x, turn[0] * scale, turn[0] @ offset)
     else:
-        x = x + self.global_offset if scale is None else affine(x, scale, offset)
-        x = _turned(self, x, turn, False)
+        x = channel_mix(channel_affine(x, scale, offset), turn[0])
     return (x,), as_original(logdet, x)
 
 
 def _reverse(self: nn.Module, x: Tensor, c: Sequence[Tensor]):
     turn = _turn(self)
     scale = None if self.GIN else self.global_scale_activation(self.global_scale).flatten()
-    over = None if scale is None else scale.reciprocal()
-    offset = -self.global_offset.flatten() if over is None else -self.global_offset.flatten() * over
-    if turn is not None and _folds(x):
-        x = channel_mix(x, turn[1] if over is None else turn[1] * over[:, None], offset)
+    if scale is None:
+        x = _turned(self, x, turn, True) - self.global_offset
     else:
-        x = _turned(self, x, turn, True)
-        x = x - self.global_offset if over is None else affine(x, over, offset)
+        over = scale.reciprocal()
+        offset = -self.global_offset.flatten() * over
+        if turn is None:
+            there, back = self._order.on(x.device)
+            x = channel_affine(x, over, offset, back, there)
+        elif _folds(x):
+            x = channel_mix(x, turn[1] * over[:, None], offset)
+        else:
+            x = channel_affine(channel_mix(x, turn[1]), over, offset)
     x, logdet = _coupled(self, x, c, scale, True)
     if self.reverse_pre_permute:
         x = _turned(self, x, turn, False)
@@ -155,12 +164,12 @@ def _turned(self: nn.Module, x: Tensor, turn: tuple[Tensor, Tensor] | None, back
     if turn is not None:
         return channel_mix(x, turn[back])
     there, inverse = self._order.on(x.device)
-    return permute(x, inverse, there) if back else permute(x, there, inverse)
+    return permute_channels(x, inverse, there) if back else permute_channels(x, there, inverse)
 
 
 def _coupled(self: nn.Module, x: Tensor, c: Sequence[Tensor], scale: Tensor | None, rev: bool):
     """The coupling, and the log-determinant of it and of the global scale."""
-    kept = x[:, : self.splits[0]]
+    x, kept = shared(x, 0, self.splits[0])
     params = self.subnet(torch.cat([kept, *c], 1) if self.conditional else kept)
     if self.GIN:
         return _volume_preserving(self, x, params, rev)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ops import ScaleMap, affine_coupling
+from ..channels import shared
 from ..registry import register
 from .layer import FreiaAdapter, as_original
 
@@ -76,7 +77,8 @@ def _two_sided(module: nn.Module, x: Tensor, c: Sequence[Tensor], rev: bool):
     """First the leading channels, given the others, then the others; the other way round in reverse."""
     logdet = None
     for identity in ("first", "second") if rev else ("second", "first"):
-        kept = x[:, : module.split_len1] if identity == "first" else x[:, module.split_len1 :]
+        first, second = module.split_len1, module.split_len2
+        x, kept = shared(x, 0, first) if identity == "first" else shared(x, first, second)
         params = module._params(_with_condition(module, kept, c), identity)
         x, logdet = _couple(module, x, params, identity, rev, logdet)
     return (x,), as_original(logdet, x)
@@ -121,8 +123,8 @@ class OneSided(_Coupling):
         def forward(self, x, c=[], rev=False, jac=True):  # noqa: B006
             if not _fits(self, x):
                 return super().forward(x, c, rev, jac)
-            params = self.subnet(_with_condition(self, x[0][:, : self.split_len1], c))
-            y, logdet = _couple(self, x[0], params, "first", rev)
+            data, kept = shared(x[0], 0, self.split_len1)
+            y, logdet = _couple(self, data, self.subnet(_with_condition(self, kept, c)), "first", rev)
             return (y,), as_original(logdet, y)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ...ops import channel_mix
-from ..channels import permute
+from ...ops.channel_affine import permute_channels
 from ..registry import register
 from .layer import FreiaAdapter
 
@@ -23,7 +23,7 @@ class PermuteRandom(FreiaAdapter):
     class Layer:
         def forward(self, x, rev=False, jac=True):
             order, inverse = (self.perm_inv, self.perm) if rev else (self.perm, self.perm_inv)
-            return [permute(x[0], order, inverse)], 0.0
+            return [permute_channels(x[0], order, inverse)], 0.0
 
 
 @register("FrEIA.modules.fixed_transforms.Fixed1x1Conv")
