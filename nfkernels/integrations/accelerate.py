@@ -16,7 +16,7 @@ from .libraries import PLAIN, entry_of, library_of
 from .proof import prove
 from .registry import by_structure, find, qualified
 from .report import Report, Row, part, row
-from .steps import Steps, container, put_back
+from .steps import Steps, container, network, put_back
 from .steps import channels_last as lay_channels_last
 from .watch import unchanged, watch
 
@@ -62,7 +62,8 @@ def accelerate(
         memory: ``"reversible"``: those containers (``fuse="steps"`` goes without saying) keep their output alone, and
             the backward rebuilds each step's input, running every network once more. ``"stored"``: as usual.
         channels_last: lay the weights of the conditioners' 2-D convolutions out channels-last, which a CPU likes;
-            no value changes, and ``restore`` puts the layout back.
+            no value changes, and ``restore`` puts the layout back. In networks that are a plain sequence of
+            convolutions and ReLUs (normflows' ``ConvNet2d``, ``nn.Sequential``) these run in one pass.
 
     Returns:
         A :class:`Report`; print it.
@@ -116,6 +117,8 @@ def accelerate(
         report.notes.append(
             f"{type(model).__name__} has no container whose steps are understood: fuse and memory change nothing"
         )
+    if channels_last:
+        _channels_last(model, found, report, dry_run)
     places = {row._module(): row for row in rows if row._module is not None}
 
     if not verify:
@@ -123,10 +126,14 @@ def accelerate(
             places[module]._status = "fused"
     elif inputs is not None:
         _prove_all(model, found, places, lambda m: _run(m, inputs, call))
-    if channels_last and not dry_run:
-        networks = [n for m, a in found.items() if places[m]._status != "kept" for n in a.conditioners(m)]
-        if not lay_channels_last(networks):
-            report.notes.append("channels_last: no convolution in a conditioner to lay out otherwise")
+        containers = [places[m] for m, a in found.items() if isinstance(a, Steps)]
+        if containers and not any(place._status == "fused" for place in containers):
+            # Then their layers, which were theirs to replace, are taken one by one.
+            less = accelerate(
+                model, example_inputs, verify, include, exclude, dry_run, call=call, channels_last=channels_last
+            )
+            less.notes += [f"no steps in {place.path or 'the model'}: {place.reason}" for place in containers]
+            return less
     if dry_run:
         for r in rows:
             r._module = None  # a dry run's rows are final
@@ -147,6 +154,22 @@ def restore(model: nn.Module) -> int:
         raise TypeError(f"restore expects a torch.nn.Module, got {type(model).__name__}")
     put_back(model)
     return swapping.restore(model)
+
+
+def _channels_last(model: nn.Module, found: dict[nn.Module, Adapter], report: Report, dry_run: bool) -> None:
+    """The conditioners of what is to be swapped: their weights' layout, and those networks whose ReLUs can join."""
+    networks = {n: None for m, a in found.items() for n in a.conditioners(m)}
+    if not dry_run and not lay_channels_last(networks):
+        report.notes.append("channels_last: no convolution in a conditioner to lay out otherwise")
+    paths = {m: path for path, m in model.named_modules()}
+    for inner in networks:
+        adapter = network(inner)
+        if adapter is None or inner in found or inner not in paths or swapping.is_swapped(inner):
+            continue
+        if adapter.refuse(inner) is None and _hooked(inner, adapter) is None:
+            found[inner] = adapter
+            report.rows.append(row(paths[inner], inner, "pending"))
+            report.rows[-1]._kind = adapter.kind
 
 
 def _steps_wanted(fuse: str | None, memory: str, channels_last: bool) -> bool:

@@ -337,8 +337,9 @@ def test_a_port_that_computes_something_else_is_kept():
     x = torch.randn(3, 4, 4, 4)
     model(x)
     report = accelerate(model, x, **STEPS)
-    assert not report.fused
     assert not is_swapped(model)
+    assert "no steps in the model" in report.notes[-1]
+    assert is_swapped(model.actnorm)  # its other layers are what they look like
 
 
 # --- everything else stays --------------------------------------------------------------------------------------------
@@ -614,7 +615,34 @@ def test_channels_last_changes_no_value_and_is_put_back(mode):
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=2e-3)
     same(gradients_of(twin, got.mean()), gradients_of(model, expected.mean()), 1e-3)
     restore(twin)
+    assert not any(is_swapped(m) for m in twin.modules())
     assert all(w.is_contiguous() for w in weights)
+
+
+@needs_normflows
+def test_channels_last_networks_run_relus_in_the_convolution():
+    x = images(channels=2)
+
+    def make():
+        model = glow(channels=2, init_zeros=False)
+        model.flows[0][1].flows[0].flows[1].param_map.net[1].negative_slope = 0.1
+        return model
+
+    model = started(make, x, None)
+    nets = [block.flows[0].flows[1].param_map for level in model.flows for block in list(level)[:2]]
+    seen = []
+    nets[0].net[0].register_forward_hook(lambda *_: seen.append("inner"))
+    nets[2].register_forward_hook(lambda *_: seen.append("outer"))
+    report = accelerate(model, (x, None), channels_last=True, **STEPS)
+    # The first is listened to inside, the second is not a ReLU's: that convolution is called as it is.
+    assert [is_swapped(net) for net in nets] == [False, True, True, True]
+    assert sum(row.told == "fused (channels-last)" for row in report) == 3
+    assert seen
+    seen.clear()
+    model.log_prob(x, None)
+    assert sorted(seen) == ["inner", "outer"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert nets[1](torch.randn(2, nets[1].net[0].in_channels, 4, 4)).dtype == torch.bfloat16
 
 
 @needs_normflows

@@ -79,6 +79,16 @@ class Steps(Adapter):
         """Each layer whose call is left out, and the list that it stands in."""
         return [at(at(module, path), p) for path, stage in self.plan(module).all() for p, _ in stage.layers]
 
+    def disturb(self, module, generator):
+        """So little that tens of steps one after the other stay as well-conditioned as they are: a matrix moves by a
+        tenth of a rotation's size, whatever its width."""
+        with torch.no_grad():
+            for p in module.parameters():
+                if p.requires_grad and p.is_floating_point() and p.numel():
+                    flat = p.numel() == max(p.shape, default=1)
+                    noise = torch.randn(p.shape, generator=generator, dtype=torch.float32).to(p)
+                    p.add_(noise, alpha=0.05 if flat else 0.1 / p[0].numel() ** 0.5)
+
     def remarks(self, module):
         numbers = [str(sum(len(r.places) for r in stage.runs)) for _, stage in self.plan(module).all()]
         kept = ", activations rebuilt in the backward" if self.reversible else ""
