@@ -16,8 +16,6 @@ from .steps import Step, StepAdapter, Total, joined, specialised
 class _Coupling(StepAdapter):
     """What the couplings share: the split, and the network that is left alone."""
 
-    bypassed = ("unconditional_transform",)
-
     def refuse(self, module: nn.Module) -> str | None:
         if module.unconditional_transform is not None:
             return f"an unconditional transform of its own ({type(module.unconditional_transform).__name__})"
@@ -83,12 +81,15 @@ class RationalQuadraticCoupling(_Coupling):
             return str(error)
         return self._refuse_split(module)
 
+    def parts(self, module: nn.Module) -> list[nn.Module]:
+        return [] if module.unconditional_transform is None else [module.unconditional_transform]
+
     def layer(self, module: nn.Module) -> type:
         names = ("hidden_features", "hidden_channels")
         spline = spline_of_module(module, module.transform_net, module.num_bins, names)
         other = module.unconditional_transform
         first = None if other is None else cdf_spline(other)
-        return specialised(self.Layer, _split=_split(module), _spline=spline, _other=first)
+        return specialised(self.Layer, _split=_split(module), _curve=spline, _other=first)
 
     class Layer(Step):
         def _step(self, inputs: Tensor, context: Any, inverse: bool, total: Total) -> tuple[Tensor, Total]:
@@ -96,7 +97,7 @@ class RationalQuadraticCoupling(_Coupling):
             fits = _fits(self, inputs) and (
                 self._other is None or cdf_fits(self.unconditional_transform, inputs, len(split.identity))
             )
-            if not fits or outside(self._spline, inputs):
+            if not fits or outside(self._curve, inputs):
                 return self._original(inputs, context, inverse, total)
             x = inputs
             if inverse:
@@ -104,7 +105,7 @@ class RationalQuadraticCoupling(_Coupling):
             params = self.transform_net(split.kept(x), context)
             where = split.channel_map(inputs.device)
             x, total = joined(
-                rational_quadratic_spline, x, params, total, spline=self._spline, channel_map=where, inverse=inverse
+                rational_quadratic_spline, x, params, total, spline=self._curve, channel_map=where, inverse=inverse
             )
             return (x, total) if inverse else _unconditional(self, x, False, total)
 

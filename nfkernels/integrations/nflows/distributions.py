@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...ops import gaussian_log_density
 from ..adapter import Adapter
 from ..registry import register
-from .steps import NOTHING, _observed, through, whole
+from .steps import NOTHING, observed, through, whole
 
 
 class _Density:
@@ -95,13 +95,15 @@ class DiagonalNormal(_DensityAdapter):
 class Flow(_DensityAdapter):
     """The base's density takes the log-determinant of the layers with it."""
 
+    kind = "container"
+
     class Layer:
         def log_prob(self, inputs, context=None):
             if not isinstance(inputs, Tensor) or not _rows_fit(inputs, context):
                 return super().log_prob(inputs, context)
             context = self._embedding_net(context)
             transform, base = self._transform, self._distribution
-            if hasattr(type(transform), "_step") and not _observed(transform):
+            if hasattr(type(transform), "_step") and not observed(transform):
                 noise, total = through(transform, inputs, context, False, NOTHING)
                 logdet = whole(total, inputs)
             else:

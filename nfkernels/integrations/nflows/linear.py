@@ -8,13 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ops import channel_mix, lu_linear
+from ...ops import channel_mix, lu_layer
+from ...ops.lu_linear import WIDEST
 from ..indices import Table
 from ..packed import Packing, compose_packed
 from ..registry import register
-from .steps import Step, StepAdapter, Total, added, specialised
+from .permutations import PermutationStep
+from .steps import Step, StepAdapter, Total, added, observed, specialised
 
-# Up to here one matrix and its inverse cost less than the calls of a product or a solve with each factor.
+# Up to here one matrix, or its inverse, costs less than the calls of a product or a solve with each factor would.
 COMPOSED = 64
 
 
@@ -65,7 +67,9 @@ class LinearStep(Step):
         return getattr(cache, name), cache.logabsdet
 
 
-class _LU(LinearStep):
+class LUStep(LinearStep):
+    """On a CPU one call does all; elsewhere the matrix is made from its packed entries in one node, then a product."""
+
     _packing: Packing
 
     def _matrix(self, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -75,25 +79,42 @@ class _LU(LinearStep):
         )  # fmt: skip
         return made.inverse if inverse else made.weight, made.logdet
 
-    def _without_matrix(self, inputs: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
-        if self.features <= COMPOSED:
+    def _without_matrix(
+        self, inputs: Tensor, inverse: bool, columns: Tensor | None = None
+    ) -> tuple[Tensor, Tensor] | None:
+        """``columns``: of a permutation before the product."""
+        one_call = inputs.device.type == "cpu" and self.features <= WIDEST
+        if not one_call and (self.features <= COMPOSED or columns is not None):
             return None
-        diagonal = self.unconstrained_upper_diag
-        both = self._packing.matrix(self.lower_entries, self.upper_entries, diagonal)
-        upper = both.view_as(both)  # torch.compile takes no tensor twice
-        x = lu_linear(inputs, both, upper, diagonal, self.bias, diagonal="softplus", eps=self.eps, inverse=inverse)
-        logdet = torch.log(F.softplus(diagonal) + self.eps).sum()
-        return x, -logdet if inverse else logdet
+        return lu_layer(
+            inputs, self.lower_entries, self.upper_entries, self.unconstrained_upper_diag, self.bias, columns=columns,
+            diagonal="softplus", eps=self.eps, inverse=inverse,
+        )  # fmt: skip
+
+
+def permuted(
+    permutation: nn.Module, linear: nn.Module, x: Tensor, inverse: bool, total: Total
+) -> tuple[Tensor, Total] | None:
+    """A permutation and the LU layer after it in one call (inverted, before it); None where they are not such."""
+    if not (isinstance(permutation, PermutationStep) and isinstance(linear, LUStep)) or x.dim() != 2:
+        return None
+    if permutation._dim != 1 or not len(permutation._back) == linear.features == x.shape[1]:
+        return None
+    watched = not inverse and (observed(permutation) or observed(linear))
+    if watched or (linear.using_cache and not linear.training):
+        return None
+    made = linear._without_matrix(x, inverse, permutation._permutation)
+    return None if made is None else (made[0], added(total, made[1]))
 
 
 @register("nflows.transforms.lu.LULinear")
 class LULinear(LinearAdapter):
-    """``L U x + b``: the matrix made from its packed entries in one op, then one product."""
+    """``L U x + b``."""
 
     def layer(self, module: nn.Module) -> type:
         return specialised(self.Layer, _packing=Packing.of(module.features))
 
-    class Layer(_LU):
+    class Layer(LUStep):
         pass
 
 
@@ -101,19 +122,24 @@ class LULinear(LinearAdapter):
 class OneByOneConvolution(LinearAdapter):
     """A permutation of the channels, then ``L U``: both are one matrix."""
 
-    bypassed = ("permutation",)
+    def parts(self, module: nn.Module) -> list[nn.Module]:
+        return [module.permutation]
 
     def layer(self, module: nn.Module) -> type:
         back = Table(torch.argsort(module.permutation._permutation))
         return specialised(self.Layer, _packing=Packing.of(module.features), _back=back)
 
-    class Layer(_LU):
+    class Layer(LUStep):
         _back: Table
 
         def _step(self, inputs: Tensor, context: Any, inverse: bool, total: Total) -> tuple[Tensor, Total]:
             if inputs.dim() != 4 or inputs.shape[1] != self.features:
                 return self._original(inputs, context, inverse, total)
             cached = self.using_cache and not self.training
+            if not cached:
+                made = self._without_matrix(inputs, inverse, self.permutation._permutation)
+                if made is not None:
+                    return made[0], added(total, made[1])
             matrix, logdet = self._cached(inverse) if cached else self._matrix(inverse)
             logdet = logdet * (inputs.shape[2] * inputs.shape[3])
             back = self._back.on(inputs.device)

@@ -56,7 +56,8 @@ class Householder(StepAdapter):
 class QRLinear(_Reflecting):
     """``Q R x + b``."""
 
-    bypassed = ("orthogonal",)
+    def parts(self, module: nn.Module) -> list[nn.Module]:
+        return [module.orthogonal]
 
     def layer(self, module: nn.Module) -> type:
         return specialised(self.Layer, _places=_upper_places(module.features))
@@ -93,7 +94,8 @@ def _upper_places(width: int) -> Table:
 class SVDLinear(_Reflecting):
     """``U S V x + b``, U and V of reflections."""
 
-    bypassed = ("orthogonal_1", "orthogonal_2")
+    def parts(self, module: nn.Module) -> list[nn.Module]:
+        return [module.orthogonal_1, module.orthogonal_2]
 
     class Layer(LinearStep):
         def _matrix(self, inverse: bool) -> tuple[Tensor, Tensor]:

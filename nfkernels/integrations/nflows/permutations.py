@@ -13,6 +13,16 @@ from ..registry import register
 from .steps import Step, StepAdapter, Total, specialised
 
 
+class PermutationStep(Step):
+    _back: Table
+
+    def _step(self, inputs: Tensor, context: Any, inverse: bool, total: Total) -> tuple[Tensor, Total]:
+        dim = self._dim
+        if dim >= inputs.dim() or inputs.shape[dim] != len(self._back):
+            return self._original(inputs, context, inverse, total)
+        return inputs.index_select(dim, self._back.on(inputs.device) if inverse else self._permutation), total
+
+
 @register("nflows.transforms.permutations.Permutation")
 class Permutation(StepAdapter):
     """A permutation of one dimension; the way back is sorted once, not in every call."""
@@ -24,14 +34,8 @@ class Permutation(StepAdapter):
     def layer(self, module: nn.Module) -> type:
         return specialised(self.Layer, _back=Table(torch.argsort(module._permutation)))
 
-    class Layer(Step):
-        _back: Table
-
-        def _step(self, inputs: Tensor, context: Any, inverse: bool, total: Total) -> tuple[Tensor, Total]:
-            dim = self._dim
-            if dim >= inputs.dim() or inputs.shape[dim] != len(self._back):
-                return self._original(inputs, context, inverse, total)
-            return inputs.index_select(dim, self._back.on(inputs.device) if inverse else self._permutation), total
+    class Layer(PermutationStep):
+        pass
 
 
 @register("nflows.transforms.reshape.SqueezeTransform")

@@ -80,12 +80,12 @@ class RationalQuadraticCDF(StepAdapter):
         return None
 
     def layer(self, module: nn.Module) -> type:
-        return specialised(self.Layer, _spline=cdf_spline(module))
+        return specialised(self.Layer, _curve=cdf_spline(module))
 
     class Layer(Step):
         def _step(self, inputs: Tensor, context: Any, inverse: bool, total: Total) -> tuple[Tensor, Total]:
             fits = inputs.dim() > 1 and cdf_fits(self, inputs, inputs.shape[1])
-            if not fits or outside(self._spline, inputs):
+            if not fits or outside(self._curve, inputs):
                 return self._original(inputs, context, inverse, total)
             params = cdf_params(self, inputs)
-            return joined(rational_quadratic_spline, inputs, params, total, spline=self._spline, inverse=inverse)
+            return joined(rational_quadratic_spline, inputs, params, total, spline=self._curve, inverse=inverse)
