@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ...ops import channel_mix, lu_compose, lu_linear
+from ...ops import channel_mix, lu_compose, lu_layer
 from ...reference.lu_compose import exact_dtype
 from ..adapter import Adapter
 from ..registry import register
@@ -85,44 +85,12 @@ class InvertibleAffine(_Mix):
 # --- the LU-factored linear map ---------------------------------------------------------------------------------------
 
 
-class Triangles:
-    """Where the entries of packed strict triangles, row by row, lie in ``[D, D]``. The other places, which the op does
-    not read, repeat the mirror image's entry: no one entry is the source of many."""
-
-    def __init__(self, features: int) -> None:
-        i, j = torch.tril_indices(features, features, -1)
-        lower, upper = (torch.zeros(features, features, dtype=torch.int64) for _ in range(2))
-        lower[i, j] = lower[j, i] = torch.arange(len(i))
-        i, j = torch.triu_indices(features, features, 1)
-        upper[i, j] = upper[j, i] = torch.arange(len(i))
-        self.features = features
-        self._lower, self._upper = Constant(lower, torch.int64), Constant(upper, torch.int64)
-
-    def dense(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        shape = self.features, self.features
-        lower = lower.index_select(0, self._lower.on(lower.device)).view(shape)
-        return lower, upper.index_select(0, self._upper.on(upper.device)).view(shape)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Triangles) and self.features == other.features
-
-    def __hash__(self) -> int:
-        return hash(self.features)
-
-
-def _too_small(linear: nn.Module) -> str | None:
-    return "a single feature" if linear.features < 2 else None
-
-
-def _lu(linear: nn.Module, triangles: Triangles, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    """``L U x + bias`` or back, and the log-determinant, [B]."""
-    raw = linear.unconstrained_upper_diag
-    y = lu_linear(
-        x, *triangles.dense(linear.lower_entries, linear.upper_entries), raw, linear.bias, diagonal="softplus",
-        eps=linear.eps, inverse=inverse,
+def _lu(linear: nn.Module, x: Tensor, columns: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+    """``L U x[:, columns] + bias`` or back, and the log-determinant, [B]."""
+    return lu_layer(
+        x, linear.lower_entries, linear.upper_entries, linear.unconstrained_upper_diag, linear.bias, columns=columns,
+        diagonal="softplus", eps=linear.eps, inverse=inverse,
     )  # fmt: skip
-    log_det = torch.log(nn.functional.softplus(raw) + linear.eps).sum()
-    return y, (-log_det if inverse else log_det).repeat(x.shape[0])
 
 
 def _takes(linear: nn.Module, x: Tensor) -> bool:
@@ -137,22 +105,16 @@ def _cached(linear: nn.Module) -> bool:
 class LULinear(Adapter):
     """``L U x + bias``, triangles packed. With a cache the original's inverse dies on today's torch, ours solves."""
 
-    def refuse(self, module: nn.Module) -> str | None:
-        return _too_small(module)
-
-    def layer(self, module: nn.Module) -> type:
-        return specialised(self.Layer, _triangles=Triangles(module.features))
-
     class Layer:
         def forward(self, inputs, context=None):
             if _cached(self) or not _takes(self, inputs):
                 return super().forward(inputs, context)
-            return _lu(self, self._triangles, inputs, False)
+            return _lu(self, inputs, None, False)
 
         def inverse(self, inputs, context=None):
             if not _takes(self, inputs):
                 return super().inverse(inputs, context)
-            return _lu(self, self._triangles, inputs, True)
+            return _lu(self, inputs, None, True)
 
 
 @register(f"{_MIXING}.LULinearPermute")
@@ -163,14 +125,7 @@ class LULinearPermute(Adapter):
         inside = [class_of(m) for m in (module.permutation, module.linear)]
         if inside != [f"{_MIXING}._RandomPermutation", f"{_MIXING}._LULinear"] or module.permutation._dim != 1:
             return "its parts are not a permutation of features and an LU-factored map"
-        return _too_small(module.linear)
-
-    def layer(self, module: nn.Module) -> type:
-        order = module.permutation._permutation
-        return specialised(
-            self.Layer, _triangles=Triangles(module.linear.features), _order=Constant(order, torch.int64),
-            _back=Constant(torch.argsort(order), torch.int64),
-        )  # fmt: skip
+        return None
 
     def parts(self, module: nn.Module) -> list[nn.Module]:
         return [module.permutation, module.linear]
@@ -179,10 +134,9 @@ class LULinearPermute(Adapter):
         def forward(self, z, context=None):
             if not _takes(self.linear, z):
                 return super().forward(z, context)
-            z, log_det = _lu(self.linear, self._triangles, z, True)
-            return z.index_select(1, self._back.on(z.device)), log_det
+            return _lu(self.linear, z, self.permutation._permutation, True)
 
         def inverse(self, z, context=None):
             if _cached(self.linear) or not _takes(self.linear, z):
                 return super().inverse(z, context)
-            return _lu(self.linear, self._triangles, z.index_select(1, self._order.on(z.device)), False)
+            return _lu(self.linear, z, self.permutation._permutation, False)
