@@ -101,8 +101,19 @@ def _cached(linear: nn.Module) -> bool:
     return linear.using_cache and not linear.training
 
 
+class _Cached(Adapter):
+    """A copy that is moved off its start, and to float64, has no use for a cached matrix."""
+
+    def linear(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def disturb(self, module: nn.Module, generator: torch.Generator) -> None:
+        super().disturb(module, generator)
+        self.linear(module).cache.invalidate()
+
+
 @register(f"{_MIXING}._LULinear")
-class LULinear(Adapter):
+class LULinear(_Cached):
     """``L U x + bias``, triangles packed. With a cache the original's inverse dies on today's torch, ours solves."""
 
     class Layer:
@@ -118,8 +129,11 @@ class LULinear(Adapter):
 
 
 @register(f"{_MIXING}.LULinearPermute")
-class LULinearPermute(Adapter):
+class LULinearPermute(_Cached):
     """A fixed permutation, then the LU-factored map."""
+
+    def linear(self, module: nn.Module) -> nn.Module:
+        return module.linear
 
     def refuse(self, module: nn.Module) -> str | None:
         inside = [class_of(m) for m in (module.permutation, module.linear)]
