@@ -52,22 +52,26 @@ def _layer(kind, context):
 
 @pytest.mark.parametrize("kind", ["autoregressive", "coupling", "elementwise"])
 @pytest.mark.parametrize(
-    ("rows", "context"),
-    [((), None), ((7,), None), ((2, 4), None), ((), ()), ((7,), ()), ((7,), (7,)), ((2, 7), (7,)),
-     ((1, 2, 7), (2, 1))],
-)  # fmt: skip
-def test_any_batch(kind, rows, context):
-    example = (torch.randn(7, 3), *((torch.randn(7, 2),) if context is not None else ()))
-    plain, fused = _pair(_layer(kind, 2 if context is not None else 0), *example)
-    x = 2 * torch.randn(*rows, 3, dtype=torch.float64)
-    c = None if context is None else torch.randn(*context, 2, dtype=torch.float64)
-    t, u = plain(c), fused(c)
-    y = t(x)
-    _close(u(x), y)
-    _close(u.call_and_ladj(x), t.call_and_ladj(x))
-    _close(u.log_abs_det_jacobian(x, y), t.log_abs_det_jacobian(x, y))
-    _close(u.inv(y), t.inv(y))
-    _close(u.inv.call_and_ladj(y), t.inv.call_and_ladj(y))
+    "batches",
+    [
+        [((), None), ((7,), None), ((2, 4), None)],
+        [((), ()), ((7,), ()), ((7,), (7,)), ((2, 7), (7,)), ((1, 2, 7), (2, 1))],
+    ],
+    ids=["alone", "context"],
+)
+def test_any_batch(kind, batches):
+    width = 0 if batches[0][1] is None else 2
+    plain, fused = _pair(_layer(kind, width), torch.randn(7, 3), *((torch.randn(7, 2),) if width else ()))
+    for rows, context in batches:
+        x = 2 * torch.randn(*rows, 3, dtype=torch.float64)
+        c = None if context is None else torch.randn(*context, 2, dtype=torch.float64)
+        t, u = plain(c), fused(c)
+        y = t(x)
+        _close(u(x), y)
+        _close(u.call_and_ladj(x), t.call_and_ladj(x))
+        _close(u.log_abs_det_jacobian(x, y), t.log_abs_det_jacobian(x, y))
+        _close(u.inv(y), t.inv(y))
+        _close(u.inv.call_and_ladj(y), t.inv.call_and_ladj(y))
 
 
 @pytest.mark.parametrize("kind", ["autoregressive", "coupling", "elementwise"])
@@ -176,29 +180,28 @@ FLOWS = {
 }
 
 
-@pytest.mark.parametrize("context", [None, (), (6,)], ids=str)
+@pytest.mark.parametrize("contexts", [[None], [(), (6,)]], ids=["alone", "context"])
 @pytest.mark.parametrize("kind", FLOWS)
-def test_densities_and_samples(kind, context):
-    width = 0 if context is None else 2
-    example = (torch.randn(6, 4), *((torch.randn(6, 2),) if width else ()))
-    plain, fused = _pair(lambda: FLOWS[kind](width), *example)
-    c = None if context is None else torch.randn(*context, 2, dtype=torch.float64)
-    p, f = plain(c), fused(c)
-    assert (f.batch_shape, f.event_shape) == (p.batch_shape, p.event_shape)
-    for rows in ((6,), (3, 6)):
-        x = torch.randn(*rows, 4, dtype=torch.float64)
-        _close(f.log_prob(x), p.log_prob(x))
-    found = []
-    for d in (p, f):
-        torch.manual_seed(2)
-        found.append((d.rsample(), d.rsample((3,)), d.sample((2, 3)), *d.rsample_and_log_prob((5,))))
-    _close(found[1], found[0])
-    if context:
-        return
-    wide = [d.expand((2, 6)) for d in (p, f)]
-    x = torch.randn(2, 6, 4, dtype=torch.float64)
-    _close(wide[1].log_prob(x), wide[0].log_prob(x))
-    assert wide[1].batch_shape == wide[0].batch_shape
+def test_densities_and_samples(kind, contexts):
+    width = 0 if contexts[0] is None else 2
+    plain, fused = _pair(lambda: FLOWS[kind](width), torch.randn(6, 4), *((torch.randn(6, 2),) if width else ()))
+    for context in contexts:
+        c = None if context is None else torch.randn(*context, 2, dtype=torch.float64)
+        p, f = plain(c), fused(c)
+        assert (f.batch_shape, f.event_shape) == (p.batch_shape, p.event_shape)
+        for rows in ((6,), (3, 6)):
+            x = torch.randn(*rows, 4, dtype=torch.float64)
+            _close(f.log_prob(x), p.log_prob(x))
+        found = []
+        for d in (p, f):
+            torch.manual_seed(2)
+            found.append((d.rsample(), d.rsample((3,)), d.sample((2, 3)), *d.rsample_and_log_prob((5,))))
+        _close(found[1], found[0])
+        if not context:
+            x = torch.randn(2, 6, 4, dtype=torch.float64)
+            wide = [d.expand((2, 6)) for d in (p, f)]
+            _close(wide[1].log_prob(x), wide[0].log_prob(x))
+            assert wide[1].batch_shape == wide[0].batch_shape
 
 
 @torch.no_grad()

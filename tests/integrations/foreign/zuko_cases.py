@@ -15,6 +15,10 @@ from zuko.lazy import UnconditionalTransform
 from . import Case
 
 SMALL = {"hidden_features": (12, 12)}
+# What is compiled in the case before it, or trained there.
+ALIKE = "the same code as of another case"
+QUICK = {"skip": {"compile": ALIKE}}
+QUICKER = {"skip": {"compile": ALIKE, "train": ALIKE}}
 PARTS = ("transform.transforms.0", "transform.transforms.1")
 SPLINE = {"univariate": transforms.MonotonicRQSTransform, "shapes": [(5,), (5,), (4,)]}
 
@@ -64,17 +68,20 @@ CASES = [
             **SMALL,
         ),
         context=3,
+        **QUICK,
     ),
     _transform("MaskedAutoregressive.spline", lambda: MaskedAutoregressiveTransform(5, **SPLINE, **SMALL)),
     _transform(
         "MaskedAutoregressive.passes",
         lambda: MaskedAutoregressiveTransform(5, 2, passes=2, activation=torch.nn.ELU, **SPLINE, **SMALL),
         context=2,
+        **QUICK,
     ),
     _transform(
         "MaskedAutoregressive.residual",
         lambda: MaskedAutoregressiveTransform(4, residual=True, **SMALL),
         features=4,
+        **QUICKER,
     ),
     _transform(
         "MaskedAutoregressive.adjacency",
@@ -82,6 +89,7 @@ CASES = [
             4, adjacency=torch.tensor([[1, 0, 0, 1], [1, 1, 0, 0], [1, 0, 1, 1], [0, 0, 0, 1]]).bool(), **SMALL
         ),
         features=4,
+        **QUICKER,
     ),
     _transform(
         "MaskedAutoregressive.batches",
@@ -89,20 +97,22 @@ CASES = [
         context=2,
         rows=(2, 4),
         features=3,
+        **QUICKER,
     ),
-    _transform("GeneralCoupling.affine", lambda: GeneralCouplingTransform(5, **SMALL)),
+    _transform("GeneralCoupling.affine", lambda: GeneralCouplingTransform(5, **SMALL), **QUICKER),
     _transform(
         "GeneralCoupling.context",
         lambda: GeneralCouplingTransform(5, 3, mask=[True, False, False, True, True], **SMALL),
         context=3,
     ),
-    _transform("GeneralCoupling.spline", lambda: GeneralCouplingTransform(4, **SPLINE, **SMALL), features=4),
+    _transform("GeneralCoupling.spline", lambda: GeneralCouplingTransform(4, **SPLINE, **SMALL), features=4, **QUICK),
     _transform(
         "GeneralCoupling.additive",
         lambda: GeneralCouplingTransform(5, univariate=transforms.AdditiveTransform, shapes=[()], **SMALL),
+        **QUICK,
     ),
-    _transform("ElementWise.affine", lambda: ElementWiseTransform(5)),
-    _transform("ElementWise.spline", lambda: ElementWiseTransform(5, **SPLINE)),
+    _transform("ElementWise.affine", lambda: ElementWiseTransform(5), **QUICK),
+    _transform("ElementWise.spline", lambda: ElementWiseTransform(5, **SPLINE), **QUICK),
     _transform("ElementWise.context", lambda: ElementWiseTransform(5, 3, **SPLINE, **SMALL), context=3),
     _transform(
         "LULinear",
@@ -118,14 +128,15 @@ CASES = [
         status="kept",
     ),
     _flow("MAF", lambda: MAF(5, transforms=2, randperm=True, **SMALL)),
-    _flow("NSF", lambda: NSF(5, 3, transforms=2, bins=5, **SMALL), context=3),
-    _flow("NSF.coupling", lambda: NSF(5, transforms=2, bins=5, passes=2, **SMALL)),
-    _flow("NICE", lambda: NICE(5, 2, transforms=2, **SMALL), context=2),
+    _flow("NSF", lambda: NSF(5, 3, transforms=2, bins=5, **SMALL), context=3, **QUICK),
+    _flow("NSF.coupling", lambda: NSF(5, transforms=2, bins=5, passes=2, **SMALL), **QUICKER),
+    _flow("NICE", lambda: NICE(5, 2, transforms=2, **SMALL), context=2, **QUICK),
     _flow(
         "NCSF",
         lambda: NCSF(4, transforms=2, bins=5, **SMALL),
         features=4,
         spread=0.9,  # data lies in [-pi, pi)
         layers=("transform", *PARTS),
+        **QUICK,
     ),
 ]
