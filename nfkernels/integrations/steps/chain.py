@@ -44,10 +44,11 @@ def shape(function: Callable[[nn.Module], Part | None]):
 
 @dataclass(frozen=True)
 class Run:
-    """K equal steps: their linear parts, their coupling, and for each step where the layers are."""
+    """K equal steps: their linear parts, their coupling, its inverse by signs, and where every layer is."""
 
     linear: tuple[Part, ...]
     coupling: AffineCoupling
+    turned: AffineCoupling
     places: tuple[tuple[Path, ...], ...]
 
 
@@ -171,7 +172,7 @@ def _staged(together: list, reasons: list[str]) -> list[Stage]:
             runs.append((parts, [places]))
     numbers = [i for i, _, _ in together]
     layers = tuple(layer for _, _, own in together for layer in own)
-    made = tuple(Run(parts[:-1], parts[-1], tuple(places)) for parts, places in runs)
+    made = tuple(Run(parts[:-1], parts[-1], parts[-1].negated(), tuple(places)) for parts, places in runs)
     return [Stage(min(numbers), max(numbers) + 1, made, layers)]
 
 

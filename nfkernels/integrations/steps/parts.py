@@ -65,11 +65,10 @@ class AffineCoupling:
         return self
 
     def signs(self, like: Tensor) -> Tensor:
-        """``[C]``: -1 for what the coupling transforms."""
-        moved = self.channels - self.split
-        kept, turned = [1.0] * self.split, [-1.0] * moved
-        signs = kept + turned if self.identity == "first" else turned + kept
-        return torch.tensor(signs, dtype=like.dtype, device=like.device)
+        """``[K, C]``, like ``like``: -1 for what the coupling transforms."""
+        signs = torch.ones_like(like)
+        signs.narrow(1, self.split if self.identity == "first" else 0, self.channels - self.split).fill_(-1.0)
+        return signs
 
 
 Part = Elementwise | Mix | AffineCoupling

@@ -100,17 +100,16 @@ def _run(one: Run, root: nn.Module, x: Tensor, to_data: bool, reversible: bool) 
     places = one.places[::-1] if to_data else one.places
     made, constant = _linear(one, places, root, x, weight=graph or not to_data, inverse=graph or to_data)
     maps = (made.unmix, made.unshift, made.mix) if to_data else (made.mix, made.shift, made.unmix)
-    signs = None
+    flip = None
     if coupling.to_data != to_data:
-        coupling = coupling.negated()
-        signs = coupling.signs(maps[0])
-        maps = _turned(*maps, signs, to_data)
+        coupling = one.turned
+        flip, maps = _turned(*maps, coupling.signs(maps[1]), to_data)
+        flip = flip.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
     modules = tuple(at(root, of_step[-1] + coupling.network) for of_step in places)
     options = {
         "steps": len(modules), "split": coupling.split, "scale_map": coupling.scale_map, "order": coupling.order,
         "layout": coupling.layout, "identity": coupling.identity, "couples_first": to_data, "modules": modules,
     }  # fmt: skip
-    flip = None if signs is None else signs.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
     if flip is not None and to_data:
         x = x * flip
     if reversible and graph:
@@ -126,12 +125,16 @@ def _run(one: Run, root: nn.Module, x: Tensor, to_data: bool, reversible: bool) 
     return z, logdet - constant if to_data else logdet + constant
 
 
-def _turned(mix: Tensor, shift: Tensor, unmix: Tensor | None, signs: Tensor, to_data: bool) -> tuple:
-    """The maps around couplings that see their data with these signs; data comes in, or goes out, as it is."""
-    left, right = signs.repeat(shift.shape[0], 1), signs.repeat(shift.shape[0], 1)
-    (left[-1] if to_data else right[0]).fill_(1.0)
+def _turned(
+    mix: Tensor, shift: Tensor, unmix: Tensor | None, signs: Tensor, to_data: bool
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor | None]]:
+    """The maps around couplings that see their data with these signs, and the signs ``[C]`` that are still to be turned
+    where there is no map: of what comes in on the way to the data, of what goes out on the way from it."""
+    ends = signs.clone()
+    ends[-1 if to_data else 0].fill_(1.0)
+    left, right = (ends, signs) if to_data else (signs, ends)
     turned = None if unmix is None else right[..., None] * unmix * left[:, None]
-    return left[..., None] * mix * right[:, None], left * shift, turned
+    return signs[0], (left[..., None] * mix * right[:, None], left * shift, turned)
 
 
 def _linear(
