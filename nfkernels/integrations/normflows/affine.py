@@ -7,6 +7,7 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
+from ...ops import channel_affine
 from ...ops._library import under_transform
 from ...reference.lu_compose import no_autocast
 from ..adapter import Adapter
@@ -19,7 +20,11 @@ _ACTNORM = "normflows.flows.normalization.ActNorm"
 
 
 def moved(z: Tensor, s: Tensor, t: Tensor, inverse: bool = False) -> Tensor:
-    """``z exp(s) + t`` or ``(z - t) exp(-s)`` in one pass where there are positions to share s and t."""
+    """``z exp(s) + t`` or ``(z - t) exp(-s)``: of images in one pass, with all gradients in another."""
+    if z.dim() > 2 and s.numel() == s.shape[1] == z.shape[1]:
+        s, t = s.flatten(), t.flatten()
+        scale = torch.exp(-s if inverse else s)
+        return channel_affine(z, scale, -t * scale if inverse else t)
     if not inverse:
         return torch.addcmul(t, z, torch.exp(s))
     scale = torch.exp(-s)

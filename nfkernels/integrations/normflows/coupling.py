@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ...ops import ScaleMap, affine_coupling
 from ..adapter import Adapter
+from ..channels import shared
 from ..registry import register
 from .constants import Constant, class_of, specialised
 
@@ -96,7 +97,7 @@ class AffineCouplingBlock(Adapter):
 
 def _halves(self: nn.Module, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     half = (z.shape[1] + 1) // 2
-    kept = z[:, :half] if self._first else z[:, half:]
+    z, kept = shared(z, 0, half) if self._first else shared(z, half, z.shape[1] - half)
     return affine_coupling(
         z, self.flows[1].param_map(kept), scale_map=self._map, layout=_LAYOUT,
         identity="first" if self._first else "second", inverse=inverse,
