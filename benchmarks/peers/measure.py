@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import math
 import statistics
 import time
 import warnings
@@ -58,7 +59,12 @@ class Pair:
 
 def built(case: Case, quick: bool, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
     torch.manual_seed(0)
-    return case.build(quick).to(device, dtype)
+    model = case.build(quick).to(device, dtype)
+    for part in model.modules():  # nflows' normalizing constant is a float64 buffer that sbi rounds to float32
+        if dtype == torch.float64 and isinstance(getattr(part, "_log_z", None), torch.Tensor):
+            exact = 0.5 * math.prod(part._shape) * math.log(2 * math.pi)
+            part._log_z = torch.tensor(exact, dtype=dtype, device=device)
+    return model
 
 
 def accelerated(case: Case, model: nn.Module, batch: Inputs) -> Any:

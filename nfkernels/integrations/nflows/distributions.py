@@ -109,7 +109,7 @@ class Flow(_DensityAdapter):
             else:
                 noise, logdet = transform(inputs, context=context)
             if hasattr(type(base), "_density") and _rows_fit(noise, context) and logdet.dtype == noise.dtype:
-                found = type(base)._density(base, noise, context, logdet)
-                if found is not None:
-                    return found
+                found = type(base)._density(base, noise, context, None)
+                if found is not None:  # added here, as sample_and_log_prob adds it: to the last bit
+                    return found + logdet
             return base.log_prob(noise, context=context) + logdet
