@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ..channels import affine
 from ..registry import register
 from ..swap import original_of
 from .family import Core, Family
@@ -26,8 +28,10 @@ FLAGS = ("initialized", "is_initialized", "inited", "_initialized", "is_inited")
 class ChannelAffine(Core):
     """``(x + sign * shift) * s`` or, ``shift_first`` being False, ``x * s + sign * shift``; ``s = exp(power *
     log_scale)``, or the scale itself (its reciprocal for a power of -1). ``masked``: what is outside of it is zero.
+    ``exact``: the shift comes first as it does in the original, for data so far from zero that ``x s + shift s`` would
+    lose digits.
 
-    The log-determinant per position is the sum of ``log|s|``. The arithmetic is the original's, in fewer passes.
+    The log-determinant per position is the sum of ``log|s|``.
     """
 
     shift: str
@@ -36,26 +40,31 @@ class ChannelAffine(Core):
     sign: int
     power: int
     masked: bool
+    exact: bool = False
 
     def apply(self, module, x, undo, mask, given, wanted):
-        shift, scale = _spread(getattr(module, self.shift), x), _spread(getattr(module, self.scale), x)
-        power = -self.power if undo else self.power
-        if self.scale in RAW:
-            s = scale if power == 1 else None
-        else:
-            s = torch.exp(scale if power == 1 else -scale if power == -1 else power * scale)
+        shift, scale = getattr(module, self.shift), getattr(module, self.scale)
         minus = (self.sign < 0) != undo  # the shift is taken off, not put on
-        if self.shift_first != undo:
-            y = x - shift if minus else x + shift
-            y = y / scale if s is None else y * s
-        elif s is None:
-            y = x / scale
-            y = y - shift if minus else y + shift
-        else:
-            y = torch.addcmul(-shift if minus else shift, x, s)
+        shift_first = self.shift_first != undo
+        if x.dim() > 2 and x.dtype == scale.dtype and not (self.exact and shift_first):
+            shift, s = shift.view(-1), self._scale(scale.view(-1), undo)
+            shift = shift * s if shift_first else shift
+            y = affine(x, s, -shift if minus else shift)
+        else:  # a table is bound by the number of calls
+            shift, s = _spread(shift, x), self._scale(_spread(scale, x), undo)
+            if shift_first:
+                y = (x - shift if minus else x + shift) * s
+            else:
+                y = torch.addcmul(-shift if minus else shift, x, s)
         if self.masked and mask is not None:
             y = y * mask
         return y, None if wanted == "none" else self._logdet(module, x, undo, mask, wanted)
+
+    def _scale(self, scale: Tensor, undo: bool) -> Tensor:
+        power = -self.power if undo else self.power
+        if self.scale in RAW:
+            return scale if power == 1 else scale.reciprocal()
+        return torch.exp(scale if power == 1 else -scale if power == -1 else power * scale)
 
     def _logdet(self, module: nn.Module, x: Tensor, undo: bool, mask: Tensor | None, wanted: str) -> Tensor:
         scale = getattr(module, self.scale)
@@ -80,6 +89,11 @@ def constant_logdet(total: Tensor, times: float, x: Tensor, mask: Tensor | None,
 
 def _spread(p: Tensor, x: Tensor) -> Tensor:
     return p if p.dim() > 1 or x.dim() == 2 else p.view(-1, *[1] * (x.dim() - 2))
+
+
+def _keys(module: nn.Module) -> tuple[str, str] | None:
+    names = {n for n, p in module._parameters.items() if p is not None}
+    return next((k for k in KEYS if names == set(k)), None)
 
 
 def flag_of(module: nn.Module) -> bool | None:
@@ -117,8 +131,7 @@ class ActNorms(Family):
     unknown = "looks like an ActNorm by its keys, but computes no known form of one"
 
     def looks_like(self, module):
-        names = {n for n, p in module._parameters.items() if p is not None}
-        pair = next((k for k in KEYS if names == set(k)), None)
+        pair = _keys(module)
         if pair is None or any(m is not None for m in module._modules.values()):
             return False
         if any(b is not None and n not in FLAGS for n, b in module._buffers.items()):
@@ -135,11 +148,18 @@ class ActNorms(Family):
         name = next((n for n in FLAGS if isinstance(vars(module).get(n), bool)), None)
         return live if name is None or not self.ready(module) else _watched(live, name)
 
+    def disturb(self, module, generator):
+        """The shift by little: whether digits are lost depends on its place."""
+        shift = module._parameters[_keys(module)[0]]
+        before = shift.detach().clone()
+        super().disturb(module, generator)
+        with torch.no_grad():
+            shift.copy_(before + 0.05 * torch.randn(shift.shape, generator=generator).to(shift))
+
     def cores(self, module, seen):
-        names = set(module._parameters)
-        shift, scale = next(k for k in KEYS if names == set(k))
-        for masked in (True, False) if any(s.mask is not None for s in seen) else (False,):
-            for power in (1, -1) if scale in RAW else (1, -1, 3, -3):
-                for first in (True, False):
-                    for sign in (1, -1):
-                        yield ChannelAffine(shift, scale, first, sign, power, masked)
+        shift, scale = _keys(module)
+        masks = (True, False) if any(s.mask is not None for s in seen) else (False,)
+        powers = (1, -1) if scale in RAW else (1, -1, 3, -3)
+        for exact, masked, power in itertools.product((False, True), masks, powers):
+            for first, sign in itertools.product((True, False), (1, -1)):
+                yield ChannelAffine(shift, scale, first, sign, power, masked, exact)

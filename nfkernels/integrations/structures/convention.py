@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..adapter import Call
+from ..libraries import LAYER_BASES
 
 # What an argument means, by the names in use for it. The first argument is the data.
 ROLES: dict[str, str] = {
@@ -172,6 +173,9 @@ def near(a: Tensor, b: Tensor, tolerance: float) -> bool:
 
 
 def is_foreign(module: nn.Module) -> bool:
-    """Whether the module's class is neither PyTorch's nor ours, and its forward is its own."""
-    home = type(module).__module__
-    return not home.startswith(("torch.", "nfkernels.")) and "forward" not in vars(module)
+    """Whether the module's class is neither PyTorch's nor ours nor a known library's, and its forward is its own."""
+    home = type(module).__module__.partition(".")[0]
+    return home not in KNOWN and "forward" not in vars(module)
+
+
+KNOWN = {"torch", "nfkernels", *LAYER_BASES.values()}
