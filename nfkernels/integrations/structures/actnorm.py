@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..channels import affine
+from ...ops import channel_affine
 from ..registry import register
 from ..swap import original_of
 from .family import Core, Family
@@ -49,7 +49,7 @@ class ChannelAffine(Core):
         if x.dim() > 2 and x.dtype == scale.dtype and not (self.exact and shift_first):
             shift, s = shift.view(-1), self._scale(scale.view(-1), undo)
             shift = shift * s if shift_first else shift
-            y = affine(x, s, -shift if minus else shift)
+            y = channel_affine(x, s, -shift if minus else shift)
         else:  # a table is bound by the number of calls
             shift, s = _spread(shift, x), self._scale(_spread(scale, x), undo)
             if shift_first:

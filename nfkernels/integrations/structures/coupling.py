@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...ops import ScaleMap, affine_coupling
 from ...reference.affine_coupling import compute_dtype
 from ...reference.scale_map import log_scale
+from ..channels import shared
 from ..registry import register
 from .family import Core, Family, Seen
 
@@ -99,12 +100,14 @@ class Coupling(Core):
 
     def apply(self, module, x, undo, mask, given, wanted):
         moved = self.channels - self.kept
-        same = x.narrow(1, 0 if self.first else moved, self.kept)
+        half = 0 if self.first else moved, self.kept
+        whole = self.masking == "none" or mask is None
+        x, same = shared(x, *half) if whole else (x, x.narrow(1, *half))
         params, layout = NETWORKS[self.network](self, module, same, given, mask), self.layout
         if params.dim() > x.dim():
             params, layout = _flat(params, layout)
         inverse = undo != self.flipped
-        if self.masking == "none" or mask is None:
+        if whole:
             y, logdet = self._couple(module, x, params, layout, inverse, "first" if self.first else "second", None)
         else:
             changed = x.narrow(1, self.kept if self.first else 0, moved)
