@@ -6,11 +6,12 @@ from dataclasses import replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Independent
 
 from ...ops import gaussian_log_density
-from ..registry import qualified, register
+from ..registry import find, qualified, register
+from ..swap import is_swapped, original_of
 from .lazy import Lazy
 from .transforms import Fused, Step, fused_transform, making, zukos
 
@@ -59,21 +60,12 @@ class LazyComposed(Lazy):
         return making(self.Layer, fused_transform(Composed, zukos("transforms.ComposedTransform")))
 
     def width(self, module):
-        """Its layers are proved by themselves: any width that one of them tells."""
-        from ..registry import find
-
-        for inner in module.modules():
-            adapter = find(inner)[0] if inner is not module else None
-            if isinstance(adapter, Lazy) and adapter.refuse(inner) is None:
-                return adapter.width(inner)
-        raise ValueError("no layer tells its width")
+        first = module.transforms[0]
+        first = first.transform if _turned(first) else first
+        return find(first)[0].width(first)
 
     def refuse(self, module):
-        try:
-            self.width(module)
-        except ValueError:
-            return "none of its layers is fused"
-        return None
+        return None if _fused(module) else "not all of its layers are fused"
 
     def trials(self, module, call):
         return super().trials(module, call)[:1]
@@ -115,6 +107,22 @@ class Density:
         return self.__nfkernels_original__, (self.transform, self.base)
 
 
+def _fused(module: nn.Module) -> bool:
+    """Whether each layer in a row is one that is fused: else there is nothing to gain around them."""
+    if _turned(module):
+        return _fused(module.transform)
+    if qualified(original_of(type(module))) == "zuko.lazy.LazyComposedTransform":
+        return all(_fused(t) for t in module.transforms)
+    if is_swapped(module):
+        return True
+    adapter, reason = find(module)
+    return isinstance(adapter, Lazy) and reason is None and adapter.refuse(module) is None
+
+
+def _turned(module: nn.Module) -> bool:
+    return qualified(type(module)) == "zuko.lazy.LazyInverse"
+
+
 def _alike(x: Tensor, context: Tensor | None) -> bool:
     return context is None or context.shape[:-1] == x.shape[:-1]
 
@@ -143,7 +151,9 @@ class Flow(Lazy):
             or set(base.kwargs) != {"loc", "scale"}
         ):
             return "its base is no DiagNormal(loc=, scale=)"
-        return None if base.loc.dim() == base.scale.dim() == 1 else "its base's loc and scale are no vectors"
+        if base.loc.dim() != 1 or base.scale.dim() != 1:
+            return "its base's loc and scale are no vectors"
+        return None if _fused(module.transform) else "not all of its layers are fused"
 
     def layer(self, module):
         return making(self.Layer, fused_transform(Density, zukos("distributions.NormalizingFlow")))
