@@ -452,7 +452,7 @@ def test_calls_beside_those_of_the_networks():
         flow.log_prob(x).mean().backward()
 
     for function, times, most in (
-        (lambda m: m.log_prob(x), lambda: [net(half) for net in nets], 8),
+        (lambda m: m.log_prob(x), lambda: [net(half) for net in nets], 9),
         (lambda m: m.sample(8), lambda: [net(half) for net in nets], 14),
         (train, lambda: [net(half).sum().backward() for net in nets], 45),
     ):
