@@ -1,4 +1,4 @@
-"""nflows' Gaussian bases and the flow around them: ``nflows.{distributions.normal, flows.base}``."""
+"""nflows' Gaussian bases: ``nflows.distributions.normal``."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from ...ops import gaussian_log_density
 from ..adapter import Adapter
 from ..registry import register
-from .steps import NOTHING, observed, through, whole
 
 
 class _Density:
-    """``_density(inputs, context, logdet)`` adds a flow's log-determinant on the way; None for what is unusual."""
+    """``_density(inputs, context)``; None for what is unusual."""
 
     def log_prob(self, inputs, context=None):
         if not isinstance(inputs, Tensor) or not _rows_fit(inputs, context):
             return super().log_prob(inputs, context)
-        found = self._density(inputs, context, None)
+        found = self._density(inputs, context)
         return super().log_prob(inputs, context) if found is None else found
 
 
@@ -54,8 +53,8 @@ class StandardNormal(_DensityAdapter):
     """One pass over the data."""
 
     class Layer(_Density):
-        def _density(self, inputs: Tensor, context: Any, logdet: Tensor | None) -> Tensor | None:
-            return gaussian_log_density(inputs, logdet=logdet) if _fits(self, inputs) else None
+        def _density(self, inputs: Tensor, context: Any) -> Tensor | None:
+            return gaussian_log_density(inputs) if _fits(self, inputs) else None
 
 
 @register("nflows.distributions.normal.ConditionalDiagonalNormal")
@@ -67,13 +66,13 @@ class ConditionalDiagonalNormal(_DensityAdapter):
         return [encoder] if isinstance(encoder, nn.Module) else []
 
     class Layer(_Density):
-        def _density(self, inputs: Tensor, context: Any, logdet: Tensor | None) -> Tensor | None:
+        def _density(self, inputs: Tensor, context: Any) -> Tensor | None:
             if context is None or not _fits(self, inputs):
                 return None
             means, log_stds = self._compute_params(context)
             if means.shape != inputs.shape:
                 return None
-            return gaussian_log_density(inputs, torch.cat((means, log_stds), 1), logdet=logdet)
+            return gaussian_log_density(inputs, torch.cat((means, log_stds), 1))
 
 
 @register("nflows.distributions.normal.DiagonalNormal")
@@ -84,32 +83,8 @@ class DiagonalNormal(_DensityAdapter):
         return None if len(module._shape) == 1 else f"its shape is {tuple(module._shape)}, not (D,)"
 
     class Layer(_Density):
-        def _density(self, inputs: Tensor, context: Any, logdet: Tensor | None) -> Tensor | None:
+        def _density(self, inputs: Tensor, context: Any) -> Tensor | None:
             if not _fits(self, inputs):
                 return None
             params = torch.cat((self.mean_, self.log_std_), 1).expand(inputs.shape[0], -1)
-            return gaussian_log_density(inputs, params, logdet=logdet)
-
-
-@register("nflows.flows.base.Flow")
-class Flow(_DensityAdapter):
-    """The base's density takes the log-determinant of the layers with it."""
-
-    kind = "container"
-
-    class Layer:
-        def log_prob(self, inputs, context=None):
-            if not isinstance(inputs, Tensor) or not _rows_fit(inputs, context):
-                return super().log_prob(inputs, context)
-            context = self._embedding_net(context)
-            transform, base = self._transform, self._distribution
-            if hasattr(type(transform), "_step") and not observed(transform):
-                noise, total = through(transform, inputs, context, False, NOTHING)
-                logdet = whole(total, inputs)
-            else:
-                noise, logdet = transform(inputs, context=context)
-            if hasattr(type(base), "_density") and _rows_fit(noise, context) and logdet.dtype == noise.dtype:
-                found = type(base)._density(base, noise, context, None)
-                if found is not None:  # added here, as sample_and_log_prob adds it: to the last bit
-                    return found + logdet
-            return base.log_prob(noise, context=context) + logdet
+            return gaussian_log_density(inputs, params)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from ...ops import channel_mix, lu_layer
 from ...ops.lu_linear import WIDEST
+from ..adapter import Call
 from ..indices import Table
 from ..packed import Packing, compose_packed
 from ..registry import register
@@ -153,7 +155,15 @@ class OneByOneConvolution(LinearAdapter):
 class NaiveLinear(LinearAdapter):
     """A free matrix. Its inverse is a solve (the original's fails on today's PyTorch)."""
 
+    def trials(self, module: nn.Module, call: Call) -> list[Call]:
+        """Where the inverse is what was seen, its values serve as data: the original has the forward alone."""
+        return [replace(call, method="forward")]
+
     class Layer(LinearStep):
+        def inverse_no_cache(self, inputs):
+            x, logdet = self._without_matrix(inputs, True)
+            return x, logdet.repeat(inputs.shape[0])
+
         def _matrix(self, inverse: bool) -> tuple[Tensor, Tensor]:
             matrix = self._weight
             return torch.linalg.inv(matrix) if inverse else matrix, torch.linalg.slogdet(matrix)[1]

@@ -1,7 +1,7 @@
 """How nflows' layers hand on data and log-determinant: a running one, so that a chain of layers adds nothing up.
 
 A :class:`Step` is a Layer of methods that are all one: ``_step``. Called by itself it returns what the original
-returns; a fused ``CompositeTransform`` (and ``Flow``) calls ``_step`` and passes the running log-determinant on, unless
+returns; a fused ``CompositeTransform`` calls ``_step`` and passes the running log-determinant on, unless
 the layer is being watched by hooks, which fire on ``__call__`` alone.
 """
 

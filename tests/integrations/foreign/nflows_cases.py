@@ -233,6 +233,7 @@ def _sbi_maf() -> nn.Module:
     )
 
 
+WHOLE = ("_transform", "_transform._transforms.1", "_distribution")
 MODELS = [
     _layer("CompositeTransform", lambda: _chain(4), _rows(4), layers=("", "_transforms.3", "_transforms.5")),
     _layer("CompositeTransform of none", lambda: transforms.CompositeTransform([]), _rows(4)),
@@ -250,9 +251,9 @@ MODELS = [
         _with_context(4),
         call=_log_prob,
     ),
-    Case("nflows.Flow, NSF", _nsf, _rows(4), call=_log_prob, layers=("", "_transform._transforms.2")),
-    Case("nflows.Flow, NSF, context", lambda: _nsf(3), _with_context(4), call=_log_prob),
-    Case("nflows.Flow, MAF as in sbi", _sbi_maf, _with_context(4), call=_log_prob),
+    Case("nflows.Flow, NSF", _nsf, _rows(4), call=_log_prob, layers=WHOLE),
+    Case("nflows.Flow, NSF, context", lambda: _nsf(3), _with_context(4), call=_log_prob, layers=WHOLE),
+    Case("nflows.Flow, MAF as in sbi", _sbi_maf, _with_context(4), call=_log_prob, layers=WHOLE),
 ]
 
 CASES = [*COUPLINGS, *AUTOREGRESSIVE, *LINEAR, *MODELS]
