@@ -112,7 +112,7 @@ def _run(one: Run, root: nn.Module, x: Tensor, to_data: bool, reversible: bool) 
     }  # fmt: skip
     if flip is not None and to_data:
         x = x * flip
-    if reversible and graph:
+    if reversible and graph and not getattr(root, "_is_replica", False):  # whose tensors are no parameters
         parameters = list(dict.fromkeys(p for m in modules for p in m.parameters()))
         number = {p: i for i, p in enumerate(parameters, _SMALL)}
         named = [{name: number[p] for name, p in m.named_parameters()} for m in modules]
