@@ -118,7 +118,7 @@ def accelerate(
             f"{type(model).__name__} has no container whose steps are understood: fuse and memory change nothing"
         )
     if channels_last:
-        _channels_last(model, found, report, dry_run)
+        _take_networks(model, found, report)
     places = {row._module(): row for row in rows if row._module is not None}
 
     if not verify:
@@ -142,9 +142,11 @@ def accelerate(
         if places[module]._status == "fused":
             swapping.swap(module, adapter)
         elif places[module]._status == "pending":
-            swapping.swap_at_first_call(module, adapter)
+            swapping.swap_at_first_call(module, adapter, _lay_out if channels_last else None)
     if verify and inputs is not None and report.fused:
         _whole_model(model, found, places, report, lambda m: _run(m, inputs, call))
+    if channels_last:
+        _lay_all_out(model, found, places, report, None if inputs is None else lambda m: _run(m, inputs, call))
     return report
 
 
@@ -156,13 +158,10 @@ def restore(model: nn.Module) -> int:
     return swapping.restore(model)
 
 
-def _channels_last(model: nn.Module, found: dict[nn.Module, Adapter], report: Report, dry_run: bool) -> None:
-    """The conditioners of what is to be swapped: their weights' layout, and those networks whose ReLUs can join."""
-    networks = {n: None for m, a in found.items() for n in a.conditioners(m)}
-    if not dry_run and not lay_channels_last(networks):
-        report.notes.append("channels_last: no convolution in a conditioner to lay out otherwise")
+def _take_networks(model: nn.Module, found: dict[nn.Module, Adapter], report: Report) -> None:
+    """Those conditioners of what is to be swapped whose ReLUs can join their convolutions."""
     paths = {m: path for path, m in model.named_modules()}
-    for inner in networks:
+    for inner in dict.fromkeys(n for m, a in found.items() for n in a.conditioners(m)):
         adapter = network(inner)
         if adapter is None or inner in found or inner not in paths or swapping.is_swapped(inner):
             continue
@@ -170,6 +169,24 @@ def _channels_last(model: nn.Module, found: dict[nn.Module, Adapter], report: Re
             found[inner] = adapter
             report.rows.append(row(paths[inner], inner, "pending"))
             report.rows[-1]._kind = adapter.kind
+
+
+def _lay_out(module: nn.Module, adapter: Adapter) -> int:
+    """Only what is fused: what its own code makes of a network's output may depend on how that lies in memory."""
+    return lay_channels_last(adapter.conditioners(module))
+
+
+def _lay_all_out(model: nn.Module, found: dict, places: dict, report: Report, run: Callable | None) -> None:
+    laid = sum(_lay_out(m, a) for m, a in found.items() if places[m]._status == "fused")
+    if not laid and not report.pending:
+        report.notes.append("channels_last: no convolution in a fused layer's conditioner to lay out otherwise")
+    if laid and run is not None:
+        try:
+            with unchanged(model), torch.no_grad():
+                run(model)
+        except Exception as error:
+            put_back(model)
+            report.notes.append(f"channels_last: not laid out, because the model then fails ({error})")
 
 
 def _steps_wanted(fuse: str | None, memory: str, channels_last: bool) -> bool:

@@ -7,6 +7,7 @@ import copyreg
 import functools
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from .adapter import Adapter, Call
 
 # What became of layers that were to be proved at their first call: module -> (fused?, why).
 _outcomes: weakref.WeakKeyDictionary[nn.Module, tuple[bool, str]] = weakref.WeakKeyDictionary()
+# What is to be done once such a layer is fused.
+_thens: weakref.WeakKeyDictionary[nn.Module, Callable] = weakref.WeakKeyDictionary()
 
 
 class Swapped:
@@ -129,8 +132,12 @@ def _once_loaded(module: nn.Module) -> None:
     module._load_state_dict_post_hooks = OrderedDict(hooks, nfkernels=loaded)
 
 
-def swap_at_first_call(module: nn.Module, adapter: Adapter) -> None:
+def swap_at_first_call(module: nn.Module, adapter: Adapter, then: Callable | None = None) -> None:
+    """``then(module, adapter)`` is called once the module is fused."""
     _outcomes.pop(module, None)
+    _thens.pop(module, None)
+    if then is not None:
+        _thens[module] = then
     module.__class__ = pending_class(adapter, original_of(type(module)))
 
 
@@ -160,6 +167,9 @@ def _proving(adapter: Adapter, original: type, name: str):
         _outcomes[self] = verdict.agrees, verdict.text
         found = verdict.adapter
         self.__class__ = fused_class(found, found.layer(self), original) if verdict.agrees else original
+        then = _thens.pop(self, None)
+        if then is not None and verdict.agrees:
+            then(self, found)
         return getattr(self, name)(*args, **kwargs)
 
     method.__name__ = name

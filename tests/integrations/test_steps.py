@@ -620,6 +620,37 @@ def test_channels_last_changes_no_value_and_is_put_back(mode):
     assert all(w.is_contiguous() for w in weights)
 
 
+class Viewing(PortCoupling):
+    """Its own code does not stand channels-last parameters; what replaces it does."""
+
+    def forward(self, input):
+        a, b = input.chunk(2, 1)
+        log_s, t = self.net(a).chunk(2, 1)
+        s = torch.sigmoid(log_s + 2)
+        return torch.cat([a, (b + t) * s], 1), torch.log(s).view(input.shape[0], -1).sum(1)
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["example inputs", "first call"])
+def test_channels_last_comes_after_the_proof(given):
+    torch.manual_seed(0)
+    model = PortFlow(4)
+    model.coupling = Viewing(4, True)
+    x = torch.randn(3, 4, 4, 4)
+    expected = model(x)
+    report = accelerate(model, x if given else None, channels_last=True, **STEPS)
+    for a, b in zip(model(x), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    assert report.rows[0].told == "fused (steps)"
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+    # Where it is kept, it stays as it was.
+    other = PortFlow(4)
+    other.coupling = Viewing(4, True)
+    other(x)
+    accelerate(other, x, channels_last=True, include="invconv")
+    other(x)
+
+
 @needs_normflows
 def test_channels_last_networks_run_relus_in_the_convolution():
     x = images(channels=2)

@@ -11,6 +11,7 @@ from ...nn.conv import conv
 from ..adapter import Adapter
 from ..registry import changed, qualified
 from ..swap import original_of
+from .layout import channels_last
 
 _CONV_NETS = "normflows.nets.cnn.ConvNet2d"
 
@@ -27,6 +28,10 @@ class _Network(Adapter):
         if not any(relu for _, relu in _plan(self.chain(module))):
             return "a network without a convolution that a ReLU follows"
         return None
+
+    def disturb(self, module, generator):
+        super().disturb(module, generator)
+        channels_last([module])  # as it will be
 
     def layer(self, module):
         return _with_plan(self.Layer, tuple(_plan(self.chain(module))))
