@@ -401,6 +401,12 @@ def test_buffers_that_are_no_permutation_are_refused():
     assert "no permutation" in row.reason
 
 
+def test_a_model_without_values_yet_is_kept():
+    (row,) = accelerate(g.RoInvConv2dLU(4).to("meta"))
+    assert row.status == "kept"
+    assert "meta" in row.reason
+
+
 def test_the_way_back_of_a_matrix_that_is_inverted_in_float32():
     """Where the original cannot run in float64 its own type is what is compared."""
     torch.manual_seed(0)

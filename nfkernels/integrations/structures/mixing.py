@@ -173,6 +173,8 @@ class Mixes(Family):
             if kind != "factored":
                 continue
             p = getattr(module, f.permutation)
+            if p.is_meta:
+                return f"its {f.permutation} has no values yet (meta device)"
             ones = ((p == 1).sum(0) == 1).all() & ((p == 1).sum(1) == 1).all()
             if p.shape != (channels, channels) or not bool(ones & ((p == 0) | (p == 1)).all()):
                 return f"its {f.permutation} is no permutation"
