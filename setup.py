@@ -34,7 +34,7 @@ OPS = [
     "philox_uniform",
     "rational_quadratic_spline",
 ]
-CPU_OPS = ["channel_affine", "lu_layer"]  # kernels on the CPU alone
+CPU_OPS = ["channel_affine", "dense_net", "lu_layer"]  # kernels on the CPU alone
 OPTIMISE = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # Each kernel file is compiled once per set; isa.cpp chooses at run time.

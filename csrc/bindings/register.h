@@ -18,7 +18,10 @@
   OP(rational_quadratic_spline)
 
 // Those of ops that the CPU alone has kernels for: they are empty in nfkernels._C_cuda.
-#define NF_CPU_OPS(OP) OP(channel_affine) OP(lu_layer)
+#define NF_CPU_OPS(OP) \
+  OP(channel_affine)   \
+  OP(dense_net)        \
+  OP(lu_layer)
 
 namespace nf {
 

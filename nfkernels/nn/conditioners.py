@@ -27,6 +27,7 @@ from .conv_net import (
     network_dtype,
     refuse_context,
 )
+from .dense import run_at_once
 
 Activation = Literal["relu", "silu", "gelu", "tanh", "elu", "leaky_relu", "softplus"]
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -121,6 +122,7 @@ class MLP(Recorded, nn.Module):
 
     ``layers`` counts the hidden ones. A context ``[B, E]`` is added to the first layer's output through a linear map.
     ``activation``: ``"relu"``, ``"silu"``, ``"gelu"``, ``"tanh"``, ``"elu"``, ``"leaky_relu"`` or ``"softplus"``.
+    On the CPU a small one is one call (``ops.dense_net``).
     """
 
     def __init__(
@@ -149,12 +151,18 @@ class MLP(Recorded, nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         x = x.to(network_dtype(self.first.weight))
-        h = self.first(x)
+        shares = None
         if self.context is None:
             refuse_context(context, "MLP")
         else:
-            h = h + self.context(check_context(context, self.context_channels, "MLP", dims=2).to(x.dtype))
-        h = self._act(h)
+            shares = self.context(check_context(context, self.context_channels, "MLP", dims=2).to(x.dtype))
+        if not (self.dropout and self.training):
+            layers, share = (self.first, *self.hidden, self.last), "none" if shares is None else "add"
+            y = run_at_once(x, layers, residual=False, activation=self.activation, shares=shares, share=share)
+            if y is not None:
+                return y
+        h = self.first(x)
+        h = self._act(h if shares is None else h + shares)
         for layer in self.hidden:
             h = self._act(layer(h))
         return self.last(drop_in_training(h, self.dropout, self.training))
@@ -173,6 +181,7 @@ class ResidualNet(Recorded, nn.Module):
         activation: see :class:`MLP`.
         dropout: probability, inside every block.
 
+    On the CPU a small one is one call (``ops.dense_net``).
     Reference: Durkan et al. 2019 (Neural Spline Flows), appendix B.1; He et al. 2016.
     """
 
@@ -212,15 +221,29 @@ class ResidualNet(Recorded, nn.Module):
         self.context = nn.Linear(context_channels, shares * hidden) if context_channels else None
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        x = x.to(network_dtype(self.first.weight))
+        x, shares, share = x.to(network_dtype(self.first.weight)), None, "none"
         if self.context is None:
             refuse_context(context, "ResidualNet")
-            return self.last(self._blocks(self.first(x), [None] * len(self.inner)))
-        context = check_context(context, self.context_channels, "ResidualNet", dims=2).to(x.dtype)
-        shares = self.context(context).split(self.first.out_features, 1)
-        if self.context_by == "glu":
-            return self.last(self._blocks(self.first(torch.cat((x, context), 1)), [s.sigmoid() for s in shares]))
-        return self.last(self._blocks(self.first(x) + shares[0], shares[1:]))
+        else:
+            context = check_context(context, self.context_channels, "ResidualNet", dims=2).to(x.dtype)
+            shares = self.context(context)
+            share = "gate" if self.context_by == "glu" else "add"
+            x = torch.cat((x, context), 1) if share == "gate" else x
+        if not (self.dropout and self.training):
+            layers = [self.first]
+            for pair in zip(self.inner, self.outer, strict=True):
+                layers += pair
+            layers.append(self.last)
+            y = run_at_once(x, layers, residual=True, activation=self.activation, shares=shares, share=share)
+            if y is not None:
+                return y
+        h = self.first(x)
+        if shares is None:
+            return self.last(self._blocks(h, [None] * len(self.inner)))
+        parts = shares.split(self.first.out_features, 1)
+        if share == "gate":
+            return self.last(self._blocks(h, [s.sigmoid() for s in parts]))
+        return self.last(self._blocks(h + parts[0], parts[1:]))
 
     def _blocks(self, h: Tensor, shares: Sequence[Tensor | None]) -> Tensor:
         for inner, outer, share in zip(self.inner, self.outer, shares, strict=True):

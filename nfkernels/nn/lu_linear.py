@@ -7,9 +7,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..ops import lu_linear
+from ..ops import lu_layer, lu_linear
 from ..ops.lu_compose import DiagonalName
 from ..reference.lu_compose import Diagonal, diagonal_of, exact_dtype
+from .bijection import check_channels
 from .invertible_conv import plu
 from .linear_bijection import LinearBijection, checked_log_scale, random_rotations
 
@@ -65,6 +66,20 @@ class LULinear(LinearBijection):
         self.lower, self.upper, self.log_s = nn.Parameter(lower), nn.Parameter(upper), nn.Parameter(log_s)
         self.register_buffer("permutation", order)
         self.register_buffer("sign_s", sign)
+
+    def forward(self, x, context=None, *, lengths=None):
+        return super().forward(x, lengths=lengths) if lengths is not None else self._at_once(x, False)
+
+    def inverse(self, z, context=None, *, lengths=None):
+        return super().inverse(z, lengths=lengths) if lengths is not None else self._at_once(z, True)
+
+    def _at_once(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """The product or the solve and its log-determinant in one call."""
+        check_channels(x, self.features, "LULinear", own=self.lower)
+        return lu_layer(
+            x, self.lower, self.upper, self._checked(), self.bias, sign=self.sign_s, permutation=self.permutation,
+            diagonal=self.diagonal, eps=self.eps, inverse=inverse,
+        )  # fmt: skip
 
     def multiply(self, x):
         return self._apply_factors(x, False)

@@ -9,6 +9,7 @@ from .autoregressive_inverse import Degrees, autoregressive_inverse
 from .channel_affine import channel_affine
 from .channel_mix import channel_mix, channel_mix_from_output
 from .coupling_mix import ConditionerInput, coupling_mix
+from .dense_net import dense_net
 from .dequantize import dequantize
 from .gaussian_log_density import gaussian_log_density
 from .lu_compose import LUMatrices, lu_compose
@@ -32,6 +33,7 @@ __all__ = [
     "channel_mix",
     "channel_mix_from_output",
     "coupling_mix",
+    "dense_net",
     "dequantize",
     "gaussian_log_density",
     "lu_compose",

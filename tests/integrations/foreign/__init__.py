@@ -53,6 +53,7 @@ def loss_of(out: Any) -> Tensor:
 
 _LISTS = {
     "nflows_cases": "nflows",
+    "nflows_net_cases": "nflows",
     "normflows_cases": "normflows",
     "freia_cases": "FrEIA",
     "zuko_cases": "zuko",

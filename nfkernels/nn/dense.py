@@ -1,0 +1,46 @@
+"""Fully connected networks made of ``nn.Linear``, run in one call where that is faster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.dense_net import pays, run
+from ..reference.dense_net import Activation, Share
+
+
+def hooked(module: nn.Module) -> bool:
+    state = module.__dict__
+    return bool(
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+    )
+
+
+def run_at_once(
+    x: Tensor,
+    layers: Iterable[nn.Module],
+    *,
+    residual: bool,
+    activation: str,
+    shares: Tensor | None = None,
+    share: str = "none",
+) -> Tensor | None:
+    """``dense_net`` of these layers, or None where the layers have to be called one by one: what is not a plain
+    ``nn.Linear`` in x's type, what carries a hook, autocast, and wherever it does not pay."""
+    weights: list[Tensor] = []
+    for layer in layers:
+        state = layer.__dict__
+        if type(layer) is not nn.Linear or hooked(layer):
+            return None
+        weight, bias = state["_parameters"].get("weight"), state["_parameters"].get("bias")
+        if weight is None or bias is None or weight.dtype is not x.dtype:
+            return None
+        weights += (weight, bias)
+    if activation not in Activation.__members__ or not pays(x, weights) or torch.is_autocast_enabled("cpu"):
+        return None
+    return run(x, shares, weights, residual, int(Activation[activation]), int(Share[share]))
