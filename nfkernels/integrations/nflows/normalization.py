@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops import channel_affine
 from ..adapter import Call
 from ..registry import register
 from ..swap import respecialise
@@ -20,8 +21,10 @@ class _ActNormStep(Step):
             return self._original(inputs, context, inverse, total)
         log_scale, shift, logdet = self.log_scale, self.shift, self.log_scale.sum()
         if inputs.dim() == 4:
-            log_scale, shift = log_scale[:, None, None], shift[:, None, None]
             logdet = logdet * (inputs.shape[2] * inputs.shape[3])
+            if not inverse and log_scale.shape[0] == inputs.shape[1]:  # all three gradients in one pass
+                return channel_affine(inputs, torch.exp(log_scale), shift), added(total, logdet)
+            log_scale, shift = log_scale[:, None, None], shift[:, None, None]
         if inverse:
             return (inputs - shift) * torch.exp(-log_scale), added(total, -logdet)
         return torch.addcmul(shift, inputs, torch.exp(log_scale)), added(total, logdet)
