@@ -47,7 +47,7 @@ def _pictures(rows=4):
     return torch.rand(rows, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def _outcomes(model, x, *y, dtype=torch.float64):
+def _outcomes(model, x, *y):
     """log_prob, forward_kld and its gradients, samples with their densities."""
     model.zero_grad()
     loss = model.forward_kld(x, *y)
@@ -203,7 +203,7 @@ def test_not_finite_params_give_nan_where_the_original_does():
         def forward(self, z):
             return self.values * torch.ones_like(z)
 
-    inf, nan = float("inf"), float("nan")
+    inf = float("inf")
     mask = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0])
     plain = flows.MaskedAffineFlow(mask, Edges(0.1, inf, 0.2, -inf, 0.3), Edges(0.1, 0.2, inf, 0.2, -inf))
     fused = copy.deepcopy(plain)
@@ -214,7 +214,6 @@ def test_not_finite_params_give_nan_where_the_original_does():
         assert torch.equal(want[0].isnan(), torch.tensor([[False, True, True, True, True]] * 3))
         assert want[1].isnan().all()
         torch.testing.assert_close(got, want, equal_nan=True)
-    plain.s.values[:] = nan
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,6 @@ def _image(channels=4, side=4, rows=3):
     return lambda: (torch.randn(rows, channels, side, side),)
 
 
-# Sigmoid scales multiply by 7 and more either way: an inverse in float32 is as good as that.
 def _conv(inside, outside):
     return ConvNet2d((inside, 8, 8, outside), (3, 1, 3), init_zeros=False, weight_std=0.05)
 
