@@ -186,7 +186,7 @@ def sbi_training(kind: str) -> Callable[[bool, bool], None]:
             os.chdir(folder)
             try:
                 inference = NPE(density_estimator=estimator, show_progress_bars=False)
-                inference.append_simulations(theta, x).train(max_num_epochs=1 if quick else 6)
+                inference.append_simulations(theta, x).train(max_num_epochs=1 if quick else 40)
             finally:
                 os.chdir(home)
 

@@ -107,7 +107,7 @@ def measure(
         if case.whole is not None and device.type == "cpu":
             with _noted(entry, "whole"):
                 calls = [lambda a=a: case.whole(a, quick) for a in (False, True)]
-                entry["measures"]["whole"] = in_turns(calls, Pace(4 * pace.seconds, min(3, pace.least), 9), device)
+                entry["measures"]["whole"] = in_turns(calls, Pace(0.0, min(3, pace.least), 3), device, warm=False)
         entry["status"] = "measured"
     return entry
 
@@ -318,13 +318,16 @@ def _memory(pair: Pair) -> dict[str, list[int]]:
 # --- time -------------------------------------------------------------------------------------------------------------
 
 
-def in_turns(calls: list[Call], pace: Pace, device: torch.device) -> dict[str, Any]:
-    """Milliseconds before and after, and the factor with its spread, from turns of both. Who begins changes."""
-    for call in calls:
-        call(), call()
-    repeats = max(1, min(200, round(0.1 / max(_seconds(calls[0], 1, device), 1e-6))))
-    for call in calls:
-        _seconds(call, repeats, device)
+def in_turns(calls: list[Call], pace: Pace, device: torch.device, warm: bool = True) -> dict[str, Any]:
+    """Milliseconds before and after, and the factor with its spread, from turns of both. Who begins changes. Without
+    ``warm`` each turn is one call and none comes before them: for what lasts seconds."""
+    repeats = 1
+    if warm:
+        for call in calls:
+            call(), call()
+        repeats = max(1, min(200, round(0.1 / max(_seconds(calls[0], 1, device), 1e-6))))
+        for call in calls:
+            _seconds(call, repeats, device)
     times: list[list[float]] = [[], []]
     end, done = time.perf_counter() + pace.seconds, 0
     while done < pace.most and (done < pace.least or time.perf_counter() < end):
