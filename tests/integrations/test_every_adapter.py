@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 import warnings
 
 import pytest
@@ -13,7 +14,20 @@ from torch.utils._pytree import tree_flatten
 from nfkernels.integrations import accelerate, restore
 from nfkernels.integrations.swap import is_swapped, original_of
 
-EVERY = pytest.mark.parametrize("case", cases(), ids=str)
+ALL = cases()
+EVERY = pytest.mark.parametrize("case", ALL, ids=str)
+
+
+def _first_of_each(found):
+    """Of the forms of one layer, the first by default: the tests that take long."""
+    seen = set()
+    for case in found:
+        layer = re.match(r"[^\[ ,(]+", case.name)[0]
+        yield case if layer not in seen else pytest.param(case, marks=pytest.mark.exhaustive)
+        seen.add(layer)
+
+
+ONE_OF_EACH = pytest.mark.parametrize("case", list(_first_of_each(ALL)), ids=str)
 
 
 def _built(case, dtype=torch.float32):
@@ -126,7 +140,7 @@ def test_everything_else_stays(case):
     assert [type(m) for m in fused.modules()] == classes
 
 
-@EVERY
+@ONE_OF_EACH
 def test_copies_are_fused_and_pickles_are_the_original(case):
     plain, fused, inputs = _accelerated(case)
     expected = case.call(fused, *inputs)
@@ -194,7 +208,7 @@ def _trainable(case):
     return module, inputs
 
 
-@EVERY
+@ONE_OF_EACH
 def test_same_training_in_float64(case):
     _trainable(case)
     plain, fused, inputs = _accelerated(case, torch.float64)
@@ -203,7 +217,7 @@ def test_same_training_in_float64(case):
     assert ((got - expected).abs() / expected.abs().clamp(min=1)).max() <= 1e-9
 
 
-@EVERY
+@ONE_OF_EACH
 def test_same_training_in_float32(case):
     """As near to the original as the original is to itself when one weight moves by one unit in the last place."""
     _trainable(case)
@@ -246,7 +260,7 @@ def test_second_derivatives(case):
     _close(found[1], found[0], 1e-7)
 
 
-@EVERY
+@ONE_OF_EACH
 def test_torch_func(case):
     """Per-sample gradients by functional_call, grad and vmap, where the original can do them."""
     if "func" in case.skip:
@@ -304,7 +318,7 @@ def _graphs(case, module, inputs):
     return found.graph_break_count
 
 
-@EVERY
+@ONE_OF_EACH
 def test_compiles_with_no_more_graph_breaks(case):
     if "compile" in case.skip:
         pytest.skip(case.skip["compile"])

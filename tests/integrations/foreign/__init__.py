@@ -33,7 +33,7 @@ class Case:
     inverse: Callable[..., Any] | None = None
     layers: tuple[str, ...] = ("",)
     status: str = "fused"
-    # Tests that this case cannot take part in, with the reason: {"compile": "...", "func": "...", "double": "...", "autocast": "..."}
+    # Tests that this case cannot take part in, and why: {"compile": "..."}, "func", "double", "autocast", "train" ...
     skip: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
