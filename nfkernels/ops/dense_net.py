@@ -82,7 +82,9 @@ _backward = define(
 
 # --- when it pays ----------------------------------------------------------------------------------------------------
 
-WIDEST = 128  # hidden values: above, the library's products make better use of the second cache
+# Hidden values. Two threads, 5 inputs, two blocks, 115 outputs, 1 to 4096 rows, against separate calls: forward 1.3 to
+# 4.4 times as fast and with the backward 1.1 to 4 times at 32 to 128; within a few percent at 256.
+WIDEST = 128
 MOST_LAYERS = 64
 
 

@@ -77,7 +77,7 @@ def test_it_is_its_matrix(backend, inverse):
 
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("width", [1, 2, 5, 10, 16, 31, 64, 96, 128])
-def test_against_the_reference(width, inverse):
+def test_native_matches_the_reference(width, inverse):
     kinds = itertools.cycle(itertools.product(("softplus", "exp"), (True, False), (True, False)))
     shapes = [(4 * width + 9, (), "contiguous"), (600, (), "sliced"), (3, (5, 4), "channels_last"),
               (0, (), "contiguous"), (2, (2, 3), "sliced"), (1, (), "contiguous")]  # fmt: skip
