@@ -11,6 +11,9 @@ from ..ops.dense_net import pays, run
 from ..reference.dense_net import Activation, Share
 
 
+_PLAIN = (nn.Parameter, Tensor)  # no distributed, fake or other tensors
+
+
 def hooked(module: nn.Module) -> bool:
     state = module.__dict__
     return bool(
@@ -31,14 +34,14 @@ def run_at_once(
     share: str = "none",
 ) -> Tensor | None:
     """``dense_net`` of these layers, or None where the layers have to be called one by one: what is not a plain
-    ``nn.Linear`` in x's type, what carries a hook, autocast, and wherever it does not pay."""
+    ``nn.Linear`` in x's type, what carries a hook, autocast, data that do not fit, and wherever it does not pay."""
     weights: list[Tensor] = []
     for layer in layers:
         state = layer.__dict__
         if type(layer) is not nn.Linear or hooked(layer):
             return None
         weight, bias = state["_parameters"].get("weight"), state["_parameters"].get("bias")
-        if weight is None or bias is None or weight.dtype is not x.dtype:
+        if type(weight) not in _PLAIN or type(bias) not in _PLAIN or weight.dtype is not x.dtype:
             return None
         weights += (weight, bias)
     if activation not in Activation.__members__ or not pays(x, weights) or torch.is_autocast_enabled("cpu"):

@@ -93,6 +93,7 @@ def pays(x: Tensor, weights: Sequence[Tensor]) -> bool:
     return (
         x.device.type == "cpu"
         and x.dim() == 2
+        and x.shape[1] == weights[0].shape[1]
         and len(weights) <= 2 * MOST_LAYERS
         and weights[0].shape[0] <= WIDEST
         and (x.dtype is torch.float32 or x.dtype is torch.float64)

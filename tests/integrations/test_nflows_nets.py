@@ -68,6 +68,15 @@ def test_one_call_unless_something_wants_the_layers(monkeypatch):
     assert not fused(net, x, monkeypatch=monkeypatch)[0]
 
 
+def test_what_does_not_fit_is_told_by_torch():
+    net = ResidualNet(3, 7, 12)
+    nfkernels.accelerate(net, torch.randn(9, 3))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        net(torch.randn(9, 4))
+    with pytest.raises(RuntimeError, match="dtype"):
+        net(torch.randn(9, 3, dtype=torch.float64))
+
+
 def test_block_hooks_are_called(monkeypatch):
     """Of a block, which a fused network does not call either."""
     net, x, seen = ResidualNet(3, 7, 12), torch.randn(9, 3), []
