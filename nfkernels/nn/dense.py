@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from ..ops.dense_net import pays, run
 from ..reference.dense_net import Activation, Share
 
-
 _PLAIN = (nn.Parameter, Tensor)  # no distributed, fake or other tensors
 
 
