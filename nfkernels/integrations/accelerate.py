@@ -95,6 +95,8 @@ def accelerate(
         if swapping.is_swapped(module):
             status = "pending" if swapping.is_pending(module) else "fused"
             rows.append(row(path, module, status, "already"))
+            done = find(module)[0] if status == "pending" else type(module).__nfkernels_adapter__
+            parts |= dict.fromkeys(done.parts(module) if done else (), rows[-1])
         elif adapter is None:
             if library_of(module) is not None and wanted(path, module):
                 name = qualified(type(module))
@@ -102,7 +104,7 @@ def accelerate(
         elif not wanted(path, module):
             rows.append(row(path, module, "kept", "not asked for (include, exclude)"))
         else:
-            reason = reason or adapter.refuse(module) or _hooked(module, adapter)
+            reason = reason or adapter.refuse(module) or swapping.hooked(module, adapter)
             if reason is None and (by_structure(adapter) or getattr(adapter, "structural", False)) and not verify:
                 reason = "known by its structure alone, which verify=True would have to prove"
             if reason is not None:
@@ -165,7 +167,7 @@ def _take_networks(model: nn.Module, found: dict[nn.Module, Adapter], report: Re
         adapter = network(inner)
         if adapter is None or inner in found or inner not in paths or swapping.is_swapped(inner):
             continue
-        if adapter.refuse(inner) is None and _hooked(inner, adapter) is None:
+        if adapter.refuse(inner) is None and swapping.hooked(inner, adapter) is None:
             found[inner] = adapter
             report.rows.append(row(paths[inner], inner, "pending"))
             report.rows[-1]._kind = adapter.kind
@@ -266,26 +268,6 @@ def _run(model: nn.Module, inputs: tuple, call: str | Callable | None) -> Any:
 
 def _as_tuple(inputs: Any) -> tuple:
     return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-
-
-def _hooked(module: nn.Module, adapter: Adapter) -> str | None:
-    """A hook on a submodule that the fused layer reads but does not call would never fire."""
-    parts = set(adapter.parts(module))
-    for name, inner in module.named_modules():
-        if inner in parts and _has_hooks(inner):
-            return f"a hook on {name}, which the fused layer does not call"
-    for name in adapter.bypassed:
-        inner = getattr(module, name, None)
-        if isinstance(inner, nn.Module):
-            for part_name, part in inner.named_modules(prefix=name):
-                if _has_hooks(part):
-                    return f"a hook on {part_name}, which the fused layer does not call"
-    return None
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(hooks)
 
 
 def _selection(model: nn.Module, include: Any, exclude: Any) -> Callable[[str, nn.Module], bool]:

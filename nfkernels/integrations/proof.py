@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -346,6 +347,8 @@ def _near(name: str, trial: Call, expected: Tensor, got: Tensor, allowed: float)
 
 
 def _judge(name: str, trial: Call, distance: float, allowed: float) -> None:
+    if math.isnan(allowed):
+        raise Differs(f"{trial.method}: the original's {name} is not finite on these inputs, which proves nothing")
     if not distance <= allowed:
         raise Differs(f"{trial.method}: {name} differs from the original's by {distance:.1e} (allowed {allowed:.1e})")
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from .adapter import Adapter, Call
 
@@ -38,7 +39,7 @@ class Swapped:
         if not is_pending(self):
             if self._modules:
                 _once_loaded(self)
-            respecialise(self)
+            choose(self, type(self).__nfkernels_adapter__)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         function, args, *rest = super().__reduce_ex__(protocol)
@@ -109,7 +110,10 @@ def swap(module: nn.Module, adapter: Adapter) -> None:
 
 
 def respecialise(module: nn.Module) -> None:
-    """Chooses a fused layer's class anew after its state has changed: its mask, its flag, an option."""
+    """Chooses a fused layer's class anew after its first batch has changed its state. Not in a checkpoint, which runs
+    this call once more and counts what is saved: a later call will do."""
+    if _counted():
+        return
     choose(module, type(module).__nfkernels_adapter__)
 
 
@@ -159,11 +163,12 @@ def _proving(adapter: Adapter, original: type, name: str):
 
     def method(self, *args: Any, **kwargs: Any) -> Any:
         # What is not ready is initialised by its first batch, in its own code.
-        if _elsewhere(self) or not adapter.ready(self):
+        if _elsewhere(self) or not adapter.ready(self) or not _telling((args, kwargs)):
             return by_itself(self, *args, **kwargs)
-        from .proof import prove
+        from .proof import Verdict, prove
 
-        verdict = prove(self, adapter, Call(name, args, kwargs))
+        hook = hooked(self, adapter)  # put there since
+        verdict = Verdict(False, hook, adapter) if hook else prove(self, adapter, Call(name, args, kwargs))
         _outcomes[self] = verdict.agrees, verdict.text
         found = verdict.adapter
         self.__class__ = fused_class(found, found.layer(self), original) if verdict.agrees else original
@@ -177,11 +182,47 @@ def _proving(adapter: Adapter, original: type, name: str):
 
 
 def _elsewhere(module: nn.Module) -> bool:
-    """Whether this call is no place for a proof: traced, transformed, captured, or a replica's."""
+    """Whether this call is no place for a proof: traced, transformed, captured, checkpointed, or a replica's."""
     return (
         torch.compiler.is_compiling()
+        or _counted()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.jit.is_tracing()
         or getattr(module, "_is_replica", False)
         or (torch.cuda.is_available() and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
     )
+
+
+def _counted() -> bool:
+    """Whether somebody keeps what is saved for the backward in another way. A checkpoint does: it repeats the call and
+    compares, so that a layer may not change its class between."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def _telling(arguments: Any) -> bool:
+    """Whether a call with these arguments can prove anything: an empty batch or one with a NaN does not."""
+    tensors = [t for t in tree_flatten(arguments)[0] if isinstance(t, Tensor)]
+    try:
+        return all(t.numel() and (not t.is_floating_point() or bool(t.isfinite().all())) for t in tensors)
+    except Exception:  # a tensor without values
+        return False
+
+
+def hooked(module: nn.Module, adapter: Adapter) -> str | None:
+    """A hook on a submodule that the fused layer reads but does not call would never fire."""
+    parts = set(adapter.parts(module))
+    for name, inner in module.named_modules():
+        if inner in parts and _has_hooks(inner):
+            return f"a hook on {name}, which the fused layer does not call"
+    for name in adapter.bypassed:
+        inner = getattr(module, name, None)
+        if isinstance(inner, nn.Module):
+            for part_name, part in inner.named_modules(prefix=name):
+                if _has_hooks(part):
+                    return f"a hook on {part_name}, which the fused layer does not call"
+    return None
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks)

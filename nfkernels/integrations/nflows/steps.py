@@ -56,7 +56,7 @@ def specialised(layer: type, **state: Any) -> type:
 def through(module: nn.Module, x: Tensor, context: Any, inverse: bool, total: Total) -> tuple[Tensor, Total]:
     """One layer of a chain, fused or not."""
     step = getattr(type(module), "_step", None)
-    if step is not None and (inverse or not observed(module)):
+    if step is not None and not ("inverse" in module.__dict__ if inverse else observed(module)):
         return step(module, x, context, inverse, total)
     x, logdet = module.inverse(x, context) if inverse else module(x, context)
     return x, added(total, logdet)

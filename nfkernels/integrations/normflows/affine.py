@@ -21,7 +21,7 @@ _ACTNORM = "normflows.flows.normalization.ActNorm"
 
 def moved(z: Tensor, s: Tensor, t: Tensor, inverse: bool = False) -> Tensor:
     """``z exp(s) + t`` or ``(z - t) exp(-s)``: of images in one pass, with all gradients in another."""
-    if z.dim() > 2 and s.numel() == s.shape[1] == z.shape[1]:
+    if z.dim() == s.dim() > 2 and s.numel() == s.shape[1] == z.shape[1]:
         s, t = s.flatten(), t.flatten()
         scale = torch.exp(-s if inverse else s)
         return channel_affine(z, scale, -t * scale if inverse else t)

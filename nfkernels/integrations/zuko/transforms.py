@@ -73,7 +73,10 @@ class Fused(Step):
     def _unfused(self, x, inverse):
         original = self.__nfkernels_original__
         if not inverse:
-            return original.call_and_ladj(self, x)
+            if original.call_and_ladj is not Transform.call_and_ladj:
+                return original.call_and_ladj(self, x)
+            made = original._call(self, x)  # that one would call what stands in front of the original
+            return made, original.log_abs_det_jacobian(self, x, made)
         made = original._inverse(self, x)
         return made, -original.log_abs_det_jacobian(self, made, x)
 
