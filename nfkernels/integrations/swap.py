@@ -27,19 +27,31 @@ class Swapped:
     (``torch.save(model)``, a spawned process) holds the original class, so that it loads where nfkernels is not
     installed; accelerate what was loaded again."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """``type(layer)(...)`` builds a new layer, of which nothing is known yet: an original one."""
+        object.__setattr__(self, "__class__", original_of(type(self)))
+        self.__init__(*args, **kwargs)
+
     def __deepcopy__(self, memo: dict) -> Any:
         return _copied(self, copy.deepcopy, memo)
 
     def __copy__(self) -> Any:
         return _copied(self, lambda state, _: dict(state), {})
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A setting, a buffer or a submodule that is replaced may ask for another layer, as what is loaded may."""
+        super().__setattr__(name, value)
+        if name not in _PLUMBING and not is_pending(self) and _is_setting(self, name, value) and not _elsewhere(self):
+            respecialise(self)
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """What was loaded may ask for another layer: a mask in a buffer, a flag that says uninitialised."""
+        adapter = None if is_pending(self) else type(self).__nfkernels_adapter__
         super()._load_from_state_dict(*args, **kwargs)
-        if not is_pending(self):
+        if adapter is not None:
             if self._modules:
-                _once_loaded(self)
-            choose(self, type(self).__nfkernels_adapter__)
+                _once_loaded(self, adapter)
+            choose(self, adapter)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         function, args, *rest = super().__reduce_ex__(protocol)
@@ -47,6 +59,21 @@ class Swapped:
         if function is copyreg.__newobj__:  # pickle refuses it for another class than the object's own
             function, args = copyreg._reconstructor, (args[0], object, None)
         return function, args, *rest
+
+
+# What torch sets on any module.
+_PLUMBING = {"__class__", "__dict__", "parametrizations", "_compiled_call_impl", "_is_replica", "_former_parameters"}
+_PLUMBING |= set(vars(nn.Module()))
+
+
+def _is_setting(module: nn.Module, name: str, value: Any) -> bool:
+    """Not a parameter, a cached tensor or a method of the instance's own."""
+    cls = type(module)
+    if isinstance(value, Tensor):
+        return name in module._buffers
+    if callable(value) and not isinstance(value, nn.Module) and callable(getattr(original_of(cls), name, None)):
+        return False
+    return not cls.__nfkernels_adapter__.by_numbers
 
 
 def _copied(module: Any, duplicate, memo: dict) -> Any:
@@ -124,10 +151,10 @@ def choose(module: nn.Module, adapter: Adapter) -> None:
         module.__class__ = original_of(type(module))
 
 
-def _once_loaded(module: nn.Module) -> None:
+def _once_loaded(module: nn.Module, adapter: Adapter) -> None:
     """Once more when the submodules are loaded too, which hold the masks of some layers. The hook leaves no trace: for
     the time of this load the module has another dictionary of hooks."""
-    adapter, hooks = type(module).__nfkernels_adapter__, module._load_state_dict_post_hooks
+    hooks = module._load_state_dict_post_hooks
 
     def loaded(module: nn.Module, _: Any) -> None:
         module._load_state_dict_post_hooks = hooks

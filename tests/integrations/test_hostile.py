@@ -143,3 +143,120 @@ def test_normflows_actnorm_of_features_on_something_of_more_axes():
     nfkernels.accelerate(fused, torch.randn(ROWS, 4), call=lambda m, x: m[0](x))
     torch.testing.assert_close(fused[0](x)[0], layer(x)[0])
     torch.testing.assert_close(fused[0].inverse(x)[0], layer.inverse(x)[0])
+
+
+def _reduced(flow):
+    flow._transform._transforms[0].tail_bound = 1.0
+
+
+def _smaller(flow):
+    torch.manual_seed(1)
+    old = flow._transform._transforms[0].transform_net
+    wide = old.final_layer.out_features
+    flow._transform._transforms[0].transform_net = type(old)(2, wide, hidden_features=32, num_blocks=1)
+
+
+def _started_anew(flow):
+    flow._transform._transforms[2].initialized = torch.tensor(False)
+
+
+def _refused(flow):
+    flow._transform._transforms[0].tails = "other"
+
+
+@pytest.mark.parametrize("change", [_reduced, _smaller, _started_anew, _refused])
+def test_a_setting_that_is_changed_later(change):
+    """``module.tail_bound = 1`` and the like choose the layer anew."""
+    flow, x = _nflows()
+    fused = copy.deepcopy(flow)
+    nfkernels.accelerate(fused, x)
+    outcomes = []
+    for model in (flow, fused):
+        change(model)
+        try:
+            outcomes.append((model.log_prob(2 * x), model.log_prob(x), model._transform.inverse(x)))
+        except Exception as error:
+            outcomes.append(type(error))
+    if isinstance(outcomes[0], type):
+        assert outcomes[0] is outcomes[1]
+    else:
+        torch.testing.assert_close(outcomes[1], outcomes[0], atol=1e-4, rtol=1e-4)
+    nfkernels.restore(fused)
+
+
+def test_a_setting_that_is_changed_later_in_normflows():
+    nf = pytest.importorskip("normflows")
+    layer = nf.flows.AffineCoupling(nf.nets.MLP([2, 8, 4], init_zeros=False))
+    model, x = nn.ModuleList([layer]), [torch.randn(8, 2), torch.randn(8, 2)]
+    fused = copy.deepcopy(model)
+    nfkernels.accelerate(fused, (x,), call=lambda m, x: m[0](x))
+    layer.scale_map = fused[0].scale_map = "sigmoid"
+    torch.testing.assert_close(fused[0](x), layer(x))
+    layer.scale_map = fused[0].scale_map = "exp"
+    torch.testing.assert_close(fused[0](x), layer(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_without_autocast_is_the_originals(dtype):
+    pytest.importorskip("nflows")
+    nf = pytest.importorskip("normflows")
+    from nflows import transforms
+
+    for layer in (transforms.QRLinear(4, 4), transforms.LULinear(4), nf.flows.LULinearPermute(4)):
+        x, fused = torch.randn(8, 4), nn.Sequential(copy.deepcopy(layer))
+        assert nfkernels.accelerate(fused, x).fused
+        model, fused, x = layer.to(dtype), fused[0].to(dtype), x.to(dtype)
+        for method in ("forward", "inverse"):
+            outcomes = []
+            for m in (model, fused):
+                try:
+                    outcomes.append(getattr(m, method)(x))
+                except Exception as error:
+                    outcomes.append(type(error))
+            if isinstance(outcomes[0], type):
+                assert outcomes[0] is outcomes[1]
+            else:
+                torch.testing.assert_close(outcomes[1], outcomes[0], atol=0.1, rtol=0.1)
+
+
+def test_normflows_data_wider_than_the_layer():
+    nf = pytest.importorskip("normflows")
+    layer, x = nf.flows.LULinearPermute(4), torch.randn(8, 4)
+    fused = nn.Sequential(copy.deepcopy(layer))
+    nfkernels.accelerate(fused, x)
+    assert fused[0](x.double())[0].dtype == layer(x.double())[0].dtype
+
+
+def test_a_parametrization_after_accelerate_comes_and_goes():
+    flow, x = _nflows()
+    fused = copy.deepcopy(flow)
+    nfkernels.accelerate(fused, x)
+    for model in (flow, fused):
+        torch.manual_seed(0)
+        actnorm = model._transform._transforms[2]
+        nn.utils.parametrize.register_parametrization(actnorm, "shift", nn.Sigmoid(), unsafe=True)
+    _same(flow, fused, lambda m: m.log_prob(x))
+    for model in (flow, fused):
+        nn.utils.parametrize.remove_parametrizations(model._transform._transforms[2], "shift")
+    _same(flow, fused, lambda m: m.log_prob(x))
+
+
+def test_a_layer_built_by_the_class_of_a_fused_one_is_an_original():
+    flow, x = _nflows()
+    original = type(flow._transform._transforms[1])
+    nfkernels.accelerate(flow, x)
+    fused = flow._transform._transforms[1]
+    assert type(fused) is not original
+    assert type(type(fused)(6, 2)) is original
+
+
+def test_replicas_of_fused_layers():
+    """As DataParallel makes them."""
+    flow, x = _nflows()
+    nfkernels.accelerate(flow, x)
+    layer = flow._transform._transforms[2]
+    replica = layer._replicate_for_data_parallel()
+    for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
+        setattr(replica, name, tensor)
+    assert type(replica) is type(layer)
+    torch.testing.assert_close(replica(x)[0], layer(x)[0])

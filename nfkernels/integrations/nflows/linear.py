@@ -41,7 +41,7 @@ class LinearStep(Step):
     """``_matrix(inverse)`` gives the matrix or its inverse with the matrix's log-determinant."""
 
     def _step(self, inputs: Tensor, context: Any, inverse: bool, total: Total) -> tuple[Tensor, Total]:
-        if inputs.dim() != 2:
+        if inputs.dim() != 2 or self.bias.dtype.itemsize < 4:
             return self._original(inputs, context, inverse, total)
         if self.using_cache and not self.training:
             matrix, logdet = self._cached(inverse)
@@ -102,6 +102,8 @@ def permuted(
         return None
     if permutation._dim != 1 or not len(permutation._back) == linear.features == x.shape[1]:
         return None
+    if linear.bias.dtype.itemsize < 4:
+        return None
     watched = not inverse and (observed(permutation) or observed(linear))
     if watched or (linear.using_cache and not linear.training):
         return None
@@ -135,7 +137,7 @@ class OneByOneConvolution(LinearAdapter):
         _back: Table
 
         def _step(self, inputs: Tensor, context: Any, inverse: bool, total: Total) -> tuple[Tensor, Total]:
-            if inputs.dim() != 4 or inputs.shape[1] != self.features:
+            if inputs.dim() != 4 or inputs.shape[1] != self.features or self.bias.dtype.itemsize < 4:
                 return self._original(inputs, context, inverse, total)
             cached = self.using_cache and not self.training
             if not cached:

@@ -46,7 +46,7 @@ class Householder(StepAdapter):
 
     class Layer(Step):
         def _step(self, inputs: Tensor, context: Any, inverse: bool, total: Total) -> tuple[Tensor, Total]:
-            if inputs.dim() != 2:
+            if inputs.dim() != 2 or self.q_vectors.dtype.itemsize < 4:
                 return self._original(inputs, context, inverse, total)
             matrix = reflections(self.q_vectors)
             return rows_times(inputs, matrix if inverse else matrix.t(), None), total

@@ -94,7 +94,9 @@ def _lu(linear: nn.Module, x: Tensor, columns: Tensor | None, inverse: bool) -> 
 
 
 def _takes(linear: nn.Module, x: Tensor) -> bool:
-    return x.dim() == 2 and x.shape[1] == linear.features
+    """Other types are the original's to promote or to refuse; no triangular solve is for half precision."""
+    own = x.dtype == linear.bias.dtype and x.dtype.itemsize > 2
+    return x.dim() == 2 and x.shape[1] == linear.features and (own or torch.is_autocast_enabled(x.device.type))
 
 
 def _cached(linear: nn.Module) -> bool:

@@ -156,6 +156,7 @@ class Family(Adapter):
 
     Layer = Forward
     form: Form | None = None
+    by_numbers = True
 
     # What a family says.
 
