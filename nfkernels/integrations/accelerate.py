@@ -105,6 +105,8 @@ def accelerate(
             rows.append(row(path, module, "kept", "not asked for (include, exclude)"))
         else:
             reason = reason or adapter.refuse(module) or swapping.hooked(module, adapter)
+            if reason is None and exclude is not None and isinstance(adapter, Steps):
+                reason = _excluded(model, adapter.parts(module), exclude)
             if reason is None and (by_structure(adapter) or getattr(adapter, "structural", False)) and not verify:
                 reason = "known by its structure alone, which verify=True would have to prove"
             if reason is not None:
@@ -115,7 +117,10 @@ def accelerate(
                 rows[-1]._kind = adapter.kind
                 parts |= dict.fromkeys(adapter.parts(module), rows[-1])
     report = Report(type(model).__name__, rows, dry_run)
-    if steps and not any(isinstance(a, Steps) for a in found.values()):
+    already = any(r._reason == "already" for r in rows)
+    if already and (steps or channels_last):
+        report.notes.append("what was fused before keeps its options: restore(model) first to choose others")
+    elif steps and not any(isinstance(a, Steps) for a in found.values()):
         report.notes.append(
             f"{type(model).__name__} has no container whose steps are understood: fuse and memory change nothing"
         )
@@ -135,6 +140,16 @@ def accelerate(
                 model, example_inputs, verify, include, exclude, dry_run, call=call, channels_last=channels_last
             )
             less.notes += [f"no steps in {place.path or 'the model'}: {place.reason}" for place in containers]
+            return less
+        failed = {place.path: f"no steps: {place.reason}" for place in containers if place._status == "kept"}
+        if failed:  # the layers of these are taken one by one, beside the steps of the others
+            left = [*(_patterns(exclude, "exclude") or ()), lambda path, _: path in failed]
+            less = accelerate(
+                model, example_inputs, verify, include, left, dry_run, call=call, fuse=fuse, memory=memory,
+                channels_last=channels_last,
+            )  # fmt: skip
+            for place in less.rows:
+                place._reason = failed.get(place.path, place._reason)
             return less
     if dry_run:
         for r in rows:
@@ -180,15 +195,19 @@ def _lay_out(module: nn.Module, adapter: Adapter) -> int:
 
 def _lay_all_out(model: nn.Module, found: dict, places: dict, report: Report, run: Callable | None) -> None:
     laid = sum(_lay_out(m, a) for m, a in found.items() if places[m]._status == "fused")
-    if not laid and not report.pending:
+    if not laid and not report.pending and not report.notes:
         report.notes.append("channels_last: no convolution in a fused layer's conditioner to lay out otherwise")
     if laid and run is not None:
+        layers = {module: type(module) for module in found}  # a first batch, which does not count here, changes some
         try:
             with unchanged(model), torch.no_grad():
                 run(model)
         except Exception as error:
             put_back(model)
             report.notes.append(f"channels_last: not laid out, because the model then fails ({error})")
+        finally:
+            for module, cls in layers.items():
+                module.__class__ = cls
 
 
 def _steps_wanted(fuse: str | None, memory: str, channels_last: bool) -> bool:
@@ -218,9 +237,14 @@ def _prove_all(model: nn.Module, found: dict, places: dict[nn.Module, Row], run:
 def _whole_model(model: nn.Module, found: dict, places: dict, report: Report, run: Callable) -> None:
     """The last look: the model as a whole, before and after, on the same random numbers."""
     layers = {module: type(module) for module in found}  # a first batch, which does not count here, changes some
-    with unchanged(model), torch.no_grad():
-        state = torch.get_rng_state()
-        after = _tensors(run(model))
+    try:
+        with unchanged(model), torch.no_grad():
+            state = torch.get_rng_state()
+            after = _tensors(run(model))
+    except Exception:
+        for module in layers:
+            module.__class__ = swapping.original_of(type(module))
+        raise
     for module in layers:
         module.__class__ = swapping.original_of(type(module))
     with unchanged(model), torch.no_grad():
@@ -284,6 +308,15 @@ def _selection(model: nn.Module, include: Any, exclude: Any) -> Callable[[str, n
         (keep is None or any(_matches(p, path, module) for p in keep))
         and not any(_matches(p, path, module) for p in drop or ())
     )
+
+
+def _excluded(model: nn.Module, parts: list[nn.Module], exclude: Any) -> str | None:
+    """A container replaces the call of all its parts: one that is to be left as it is keeps the container."""
+    patterns, inside = _patterns(exclude, "exclude"), set(parts)
+    for path, module in model.named_modules():
+        if module in inside and any(_matches(p, path, module) for p in patterns):
+            return f"no steps: {path} is excluded"
+    return None
 
 
 def _patterns(value: Any, option: str) -> Sequence | None:

@@ -51,8 +51,11 @@ def _watching(cls: type, adapter: Adapter, seen: dict[nn.Module, Call]) -> type:
 @contextlib.contextmanager
 def unchanged(model: nn.Module, *tensors: Any) -> Iterator[None]:
     """Parameters, buffers, plain attributes, modes, the random state: what a run changes is put back."""
-    kept = [(m, dict(m._parameters), dict(m._buffers), _plain(m)) for m in model.modules()]
-    values = [(t, t.detach().clone()) for _, ps, bs, _ in kept for t in (*ps.values(), *bs.values()) if _live(t)]
+    modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]  # whose dictionaries are views
+    kept = [(m, dict(m._parameters), dict(m._buffers), _plain(m)) for m in modules]
+    scripted = [t for m in model.modules() if isinstance(m, torch.jit.ScriptModule) for t in m.buffers(recurse=False)]
+    own = [t for _, ps, bs, _ in kept for t in (*ps.values(), *bs.values()) if _live(t)]
+    values = [(t, t.detach().clone()) for t in (*own, *scripted)]
     devices = sorted({t.device.index for t, _ in values if t.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
         try:

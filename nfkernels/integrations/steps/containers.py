@@ -15,7 +15,7 @@ from ..adapter import Adapter, Call
 from ..registry import changed, qualified
 from ..swap import original_of, respecialise
 from .chain import Stage, at, flags, hooked, is_step, stage_of, stages
-from .parts import NotUnderstood
+from .parts import Elementwise, NotUnderstood
 from .run import run
 
 _NORMS = nn.modules.batchnorm._BatchNorm
@@ -76,8 +76,11 @@ class Steps(Adapter):
         return _networks(self.plan(module), module)
 
     def parts(self, module):
-        """Each layer whose call is left out, and the list that it stands in."""
-        return [at(at(module, path), p) for path, stage in self.plan(module).all() for p, _ in stage.layers]
+        """Each layer whose call is left out, and the list that it stands in: none once one of them has a hook."""
+        try:
+            return [at(at(module, path), p) for path, stage in self.plan(module).all() for p, _ in stage.layers]
+        except NotUnderstood:
+            return []
 
     def disturb(self, module, generator):
         """So little that tens of steps one after the other stay as well-conditioned as they are: a matrix moves by a
@@ -334,6 +337,20 @@ class GlowBlock(_Alone):
             return super().inverse(z) if steps is None else steps.inverse(z)
 
 
+class _OtherMode(Call):
+    """The call in training mode where the module is in evaluation mode, and the other way round."""
+
+    def on(self, module):
+        modes = [(m, m.training) for m in module.modules()]
+        try:
+            for m, training in modes:
+                m.training = not training
+            return super().on(module)
+        finally:
+            for m, training in modes:
+                m.training = training
+
+
 class Port(_Alone):
     """A step of a Glow port: ``forward(x) -> (z, logdet)`` and ``reverse(z) -> x``, its layers known by structure."""
 
@@ -351,6 +368,22 @@ class Port(_Alone):
         def reverse(self, output):
             steps = self._as_steps(output)
             return super().reverse(output) if steps is None else steps(output)[0]
+
+    def trials(self, module, call):
+        """Also in the other mode and far out, where a step of somebody's may do otherwise."""
+        far = call.map(lambda t: 20 * t if t.is_floating_point() else t)
+        return [call, _OtherMode(call.method, call.args, call.kwargs), far]
+
+    def disturb(self, module, generator):
+        """And scales so far that a clamp on them would be seen."""
+        super().disturb(module, generator)
+        for path, stage in self.plan(module).all():
+            for one in stage.runs:
+                for part, place in zip(one.linear, one.places[0]):
+                    if isinstance(part, Elementwise) and "scale" in part.names:
+                        scale = at(at(module, path), place).scale
+                        with torch.no_grad():
+                            scale.mul_((5 * torch.rand(scale.shape, generator=generator) - 2.5).exp().to(scale))
 
     def partner(self, module, call, out):
         if call.method == "forward":

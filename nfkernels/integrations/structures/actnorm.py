@@ -156,6 +156,13 @@ class ActNorms(Family):
         with torch.no_grad():
             shift.copy_(before + 0.05 * torch.randn(shift.shape, generator=generator).to(shift))
 
+    def stretch(self, module, generator):
+        scale = _keys(module)[1]
+        far = 16 * torch.rand(module._parameters[scale].shape, generator=generator) - 8
+        with torch.no_grad():
+            p = module._parameters[scale]
+            p.copy_((far.exp() * p.sign().to(far) if scale in RAW else far).to(p))
+
     def cores(self, module, seen):
         shift, scale = _keys(module)
         masks = (True, False) if any(s.mask is not None for s in seen) else (False,)

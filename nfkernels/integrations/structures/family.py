@@ -50,7 +50,7 @@ class Form:
 
     convention: Convention
     core: Core
-    returns: tuple[tuple[tuple, Returned], ...]  # by situation
+    returns: tuple[tuple[tuple, Returned], ...]  # by the data's rank and the situation
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Seen:
 
     @property
     def situation(self) -> tuple:
-        return self.method.situation(self.given)
+        return self.x.dim(), *self.method.situation(self.given)
 
     @property
     def y(self) -> Tensor:
@@ -88,8 +88,8 @@ def _call(self: nn.Module, method: Method, args: tuple, kwargs: dict) -> Any:
     if given is None:
         return NotImplemented
     situation = method.situation(given)
-    returned = self._returns.get(situation)
     x = given[method.names[0]]
+    returned = self._returns.get((x.dim(), *situation)) if isinstance(x, Tensor) else None
     if returned is None or not self._core.fits(x):
         return NotImplemented
     mask = None if method.mask is None else given[method.mask]
@@ -168,6 +168,11 @@ class Family(Adapter):
         """The formulas to try, the likeliest first."""
         raise NotImplementedError
 
+    caches: tuple[str, ...] = ()  # attributes that a layer keeps for itself and the formulas do without
+
+    def stretch(self, module: nn.Module, generator: torch.Generator) -> None:
+        """Moves a copy's parameters so far that a clamp on them would be seen."""
+
     # What it gets for it.
 
     def recognise(self, module):
@@ -201,15 +206,17 @@ class Family(Adapter):
         convention = _convention(module)
         for network in self.conditioners(module):
             network.forward = _Wide(network.forward)
+        copies = copy.deepcopy(module), copy.deepcopy(module)
         seen = list(self._observe(module, convention, call))
+        others = list(self._elsewhere(module, *copies, convention, call))
         for core in self.cores(module, seen):
-            returns = _returns(core, seen)
+            returns = _returns(core, seen + others)
             if returns is not None:
                 yield _bound(type(self), Form(convention, core, returns))
 
     def _observe(self, module: nn.Module, convention: Convention, call: Call) -> Iterator[Seen]:
         there = _fresh(call)
-        out = there.on(module)
+        out = self._keeping_nothing(module, there)
         yield _seen(module, convention, there, out)
         other = convention.undoing(call, _detached(out))
         if other is None:
@@ -221,16 +228,54 @@ class Family(Adapter):
                 yield _seen(one, convention, back, back.on(one))
                 return
 
+    def _elsewhere(
+        self, module: nn.Module, mode: nn.Module, far: nn.Module, convention: Convention, call: Call
+    ) -> Iterator[Seen]:
+        """The same call where a layer may do otherwise: in the other mode, far out, with parameters far out, and (no
+        network in the way) with more rows and positions. Where the module fails, there is nothing to compare."""
+        x = call.args[0] if call.args and isinstance(call.args[0], Tensor) else None
+        calls = [(module, call.map(lambda t: 20 * t if t is x else t))]
+        self.stretch(far, torch.Generator().manual_seed(5))
+        calls += [(mode.train(not mode.training), call), (far, call)]
+        if x is not None and x.dim() > 1 and not self.conditioners(module):
+            rows, last = x.shape[0], x.shape[-1]
+            calls.append((module, call.map(lambda t: torch.cat([t, t]) if t.dim() and t.shape[0] == rows else t)))
+            if x.dim() > 2:
+                calls.append(
+                    (module, call.map(lambda t: torch.cat([t, t], -1) if t.dim() > 2 and t.shape[-1] == last else t))
+                )
+        for one, other in calls:
+            there = _fresh(other)
+            try:
+                seen = _seen(one, convention, there, self._keeping_nothing(one, there))
+            except (RuntimeError, ValueError, IndexError, AssertionError):
+                continue
+            yield seen
+
+    def _keeping_nothing(self, module: nn.Module, call: Call) -> Any:
+        before = dict(vars(module))
+        out = call.on(module)
+        for name, value in vars(module).items():
+            if name not in self.caches and not (name in before and _same(before[name], value)):
+                raise TypeError(f"{call.method} keeps {name} as an attribute, which a fused layer would not")
+        return out
+
+
+def _same(before: Any, now: Any) -> bool:
+    return before is now or (isinstance(now, (bool, int, float, str, tuple)) and before == now)
+
 
 def _returns(core: Core, seen: list[Seen]) -> tuple | None:
     """By situation, how the module returns what this formula gives; None if one call gave something else."""
-    returns = {}
+    returns: dict[tuple, list[Returned]] = {}
     for one in seen:
-        returned = _returned(core, one)
-        if returned is None:
+        found = list(_returned(core, one))
+        if one.situation in returns:
+            found = [r for r in returns[one.situation] if r in found]
+        if not found:
             return None
-        returns[one.situation] = returned
-    return tuple(returns.items())
+        returns[one.situation] = found
+    return tuple((situation, found[0]) for situation, found in returns.items())
 
 
 @functools.cache
@@ -244,30 +289,34 @@ def _convention(module: nn.Module) -> Convention | None:
     return convention_of(original_of(type(module)))
 
 
-def _returned(core: Core, seen: Seen) -> Returned | None:
-    """How the module returned its log-determinant in this call; None if the formula is not the module's."""
+def _returned(core: Core, seen: Seen) -> Iterator[Returned]:
+    """The ways in which the module may have returned its log-determinant in this call, the likeliest first (one row or
+    one position is no proof of how they count); none if the formula is not the module's."""
     tolerance = TOLERANCE.get(seen.y.dtype, 1e-9)
     if not core.fits(seen.x):
-        return None
+        return
     undo = seen.undo
     try:
         with torch.no_grad():
             y, _ = core.apply(seen.module, seen.x, undo, seen.mask, seen.given, "none")
     except (RuntimeError, ValueError, TypeError):
-        return None
+        return
     if not near(y, seen.y, tolerance):
-        return None
+        return
     detached = seen.x.requires_grad and not seen.y.requires_grad
     added = seen.method.running is not None and seen.running is not None
     kinds = Returned("alone", "none", running=added, detached=detached)
     if not isinstance(seen.out, tuple):
-        return kinds
+        yield kinds
+        return
     second, running = seen.second, seen.running
     if second is None:
-        return replace(kinds, kind="none")
+        yield replace(kinds, kind="none")
+        return
     if not isinstance(second, Tensor):
         number = second - running if isinstance(running, (int, float)) else second
-        return replace(kinds, kind="number", number=number)
+        yield replace(kinds, kind="number", number=number)
+        return
     for factor in core.factors:
         try:
             with torch.no_grad():
@@ -279,8 +328,7 @@ def _returned(core: Core, seen: Seen) -> Returned | None:
         for sign in (1.0, -1.0):
             expected = sign * logdet + running if added else sign * logdet
             if near(expected, second, tolerance):
-                return Returned("logdet", factor, sign, added, 0.0, detached)
-    return None
+                yield Returned("logdet", factor, sign, added, 0.0, detached)
 
 
 def _seen(module: nn.Module, convention: Convention, call: Call, out: Any) -> Seen:

@@ -145,6 +145,7 @@ class Mixes(Family):
 
     unknown = "looks like an invertible 1x1 convolution by its keys, but computes no known form of one"
     bypassed = ("conv",)
+    caches = ("W_inverse", "weight_inv")
 
     def looks_like(self, module):
         return next(self._sources(module), None) is not None
@@ -186,15 +187,22 @@ class Mixes(Family):
 
     def disturb(self, module, generator):
         super().disturb(module, generator)
-        for name in ("W_inverse", "weight_inv"):
+        for name in self.caches:
             vars(module).pop(name, None)  # of another matrix than this one
         for kind, source, _ in self._sources(module):
             if kind == "whole" and _determinant(_weight(module, source)) < 0:
                 _turn(_weight(module, source))  # to where torch.logdet is a number
 
+    def stretch(self, module, generator):
+        for kind, f, _ in self._sources(module):
+            if kind == "factored" and f.sign is not None:
+                log_s = module._parameters[f.diagonal]
+                with torch.no_grad():
+                    log_s.copy_((12 * torch.rand(log_s.shape, generator=generator) - 6).to(log_s))
+
     def remarks(self, module):
         found, core = [], self.form.core
-        if {"W_inverse", "weight_inv"} & vars(module).keys():
+        if vars(module).keys() & set(self.caches):
             found.append("the inverse it kept is not used: it would be stale after training")
         if core.signed and _determinant(_weight(module, core.source)) < 0:
             found.append("det W < 0: its log-determinant was NaN, now it is log|det W|")
