@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from foreign import glow_ports as g
@@ -245,3 +246,44 @@ def test_a_scripted_part_is_left_alone():
     run = lambda m, x: m[1](m[0](x)[0])  # noqa: E731
     assert nfkernels.accelerate(model, torch.randn(4, 6, 3, 3) + 2, call=run).fused
     torch.testing.assert_close(dict(model[1].named_buffers())["0.running_mean"], mean)
+
+
+# --- other values in place, as DistributedDataParallel copies the first rank's over the others' -----------------------
+
+
+def _freia(seed):
+    framework = pytest.importorskip("FrEIA.framework")
+    modules = pytest.importorskip("FrEIA.modules")
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    model = framework.SequenceINN(8)
+    for _ in range(2):
+        model.append(modules.AllInOneBlock, subnet_constructor=nn.Linear)
+    return model, lambda m, x: m(x)[0]
+
+
+def _normflows(seed):
+    nf = pytest.importorskip("normflows")
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    flows = [
+        layer
+        for _ in range(2)
+        for layer in (nf.flows.AffineCouplingBlock(nn.Linear(4, 8)), nf.flows.InvertibleAffine(8))
+    ]
+    return nf.NormalizingFlow(nf.distributions.DiagGaussian(8), flows), lambda m, x: m.log_prob(x)
+
+
+@pytest.mark.parametrize("make", [_freia, _normflows])
+def test_permutations_copied_over_by_another_process(make):
+    model, call = make(1)
+    others, _ = make(2)
+    x = torch.randn(8, 8)
+    plain = copy.deepcopy(model)
+    assert accelerate(model, x).fused
+    call(model, x)
+    for one in (model, plain):
+        mine = [*one.parameters(), *one.buffers()]
+        for t, other in zip(mine, [*others.parameters(), *others.buffers()], strict=True):
+            t.detach().copy_(other)
+    torch.testing.assert_close(call(model, x), call(plain, x), rtol=1e-4, atol=1e-4)

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ...ops import ScaleMap, affine_coupling, channel_affine, channel_mix
+from ...ops._library import under_transform
 from ...ops.channel_affine import permute_channels
 from ...reference.affine_coupling import compute_dtype
 from ..channels import Order, shared
@@ -113,7 +115,7 @@ def _forward(self: nn.Module, x: Tensor, c: Sequence[Tensor]):
     if scale is None:
         x = _turned(self, x + self.global_offset, turn, False)
     elif turn is None:
-        there, back = self._order.on(x.device)
+        there, back = _places(self)
         x = channel_affine(x, scale.index_select(0, there), offset.index_select(0, there), there, back)
     elif _folds(x):
         x = channel_mix(x, turn[0] * scale, turn[0] @ offset)
@@ -131,7 +133,7 @@ def _reverse(self: nn.Module, x: Tensor, c: Sequence[Tensor]):
         over = scale.reciprocal()
         offset = -self.global_offset.flatten() * over
         if turn is None:
-            there, back = self._order.on(x.device)
+            there, back = _places(self)
             x = channel_affine(x, over, offset, back, there)
         elif _folds(x):
             x = channel_mix(x, turn[1] * over[:, None], offset)
@@ -160,10 +162,28 @@ def _turn(self: nn.Module) -> tuple[Tensor, Tensor] | None:
     return matrix, matrix.t()
 
 
+# Of permutations that were looked at: the tensor's version and place in memory, the order and its inverse. DDP copies
+# the first rank's over the others', after they were fused.
+_ORDERS = WeakIdKeyDictionary()
+
+
+def _places(self: nn.Module) -> tuple[Tensor, Tensor]:
+    """The order of a hard permutation and its inverse, int64 ``[C]``."""
+    matrix = self.w_perm
+    if torch.compiler.is_compiling() or under_transform() or matrix.is_inference():
+        return matrix.flatten(1).argmax(1), self.w_perm_inv.flatten(1).argmax(1)
+    state, known = (matrix._version, matrix.data_ptr()), _ORDERS.get(matrix)
+    if known is None or known[0] != state:
+        with torch.inference_mode(False):  # a later call may save them for a backward
+            there = matrix.detach().flatten(1).argmax(1)
+            known = _ORDERS[matrix] = state, (there, there.argsort())
+    return known[1]
+
+
 def _turned(self: nn.Module, x: Tensor, turn: tuple[Tensor, Tensor] | None, back: bool) -> Tensor:
     if turn is not None:
         return channel_mix(x, turn[back])
-    there, inverse = self._order.on(x.device)
+    there, inverse = _places(self)
     return permute_channels(x, inverse, there) if back else permute_channels(x, there, inverse)
 
 

@@ -9,7 +9,7 @@ from ...ops import channel_mix, lu_compose, lu_layer
 from ...reference.lu_compose import exact_dtype
 from ..adapter import Adapter
 from ..registry import register
-from .constants import Constant, class_of, specialised
+from .constants import class_of
 
 _MIXING = "normflows.flows.mixing"
 
@@ -22,10 +22,6 @@ class _Mix(Adapter):
             return "a P that is not a permutation"
         return None
 
-    def layer(self, module: nn.Module) -> type:
-        rows = Constant(module.P.argmax(1), torch.int64) if module.use_lu else None
-        return specialised(self.Layer, _rows=rows)
-
 
 def _is_permutation(p: Tensor) -> bool:
     ones = torch.ones(p.shape[0], dtype=p.dtype, device=p.device)
@@ -37,7 +33,7 @@ def _matrix(self: nn.Module, inverse: bool) -> tuple[Tensor, Tensor]:
     """``(W, log|det W|)``, or with ``inverse`` W^-1 and the log-determinant of W all the same."""
     if self.use_lu:
         made = lu_compose(
-            self.L, self.U, self.log_S, sign=self.sign_S, permutation=self._rows.on(self.L.device),
+            self.L, self.U, self.log_S, sign=self.sign_S, permutation=self.P.argmax(1),
             inverse=inverse, weight=not inverse,
         )  # fmt: skip
         return made.inverse if inverse else made.weight, made.logdet
