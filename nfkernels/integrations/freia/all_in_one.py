@@ -116,7 +116,10 @@ def _forward(self: nn.Module, x: Tensor, c: Sequence[Tensor]):
         x = _turned(self, x + self.global_offset, turn, False)
     elif turn is None:
         there, back = _places(self)
-        x = channel_affine(x, scale.index_select(0, there), offset.index_select(0, there), there, back)
+        if x.dim() == 2:
+            x = permute_channels(torch.addcmul(offset, x, scale), there, back)
+        else:
+            x = channel_affine(x, scale.index_select(0, there), offset.index_select(0, there), there, back)
     elif _folds(x):
         x = channel_mix(x, turn[0] * scale, turn[0] @ offset)
     else:
