@@ -17,8 +17,11 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from filelock import FileLock  # torch brings it
 
 TABLE = Path(__file__).parents[2] / "csrc/cuda/resources.txt"
 IN_TABLE = ("sm_80", "sm_90")
@@ -71,7 +74,19 @@ def _output(*command: str) -> str:
 
 @functools.lru_cache(maxsize=8)
 def kernels(architecture: str) -> dict[str, Kernel]:
-    """Every kernel of the built module on one architecture, by its readable name."""
+    """Every kernel of the built module on one architecture, by its readable name. To disassemble takes half a minute:
+    parallel test workers share what the first of them found."""
+    built = module_path().stat()
+    name = f"nfkernels-machine-code-{os.getuid()}-{built.st_mtime_ns}-{built.st_size}-{architecture}.json"
+    shared = Path(tempfile.gettempdir()) / name
+    with FileLock(f"{shared}.lock"):
+        if not shared.is_file():
+            found = {name: asdict(kernel) for name, kernel in disassembled(architecture).items()}
+            shared.write_text(json.dumps(found), encoding="utf-8")
+        return {name: Kernel(**kernel) for name, kernel in json.loads(shared.read_text(encoding="utf-8")).items()}
+
+
+def disassembled(architecture: str) -> dict[str, Kernel]:
     tool, path = cuobjdump(), str(module_path())
     found: dict[str, Kernel] = {}
     usage = _output(tool, "--dump-resource-usage", "-arch", architecture, path)
