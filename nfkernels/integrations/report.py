@@ -47,10 +47,13 @@ class Row:
         return self._now()[1]
 
     def _now(self) -> tuple[Status, str]:
-        """A pending layer's row changes with its first call; a part's is that of its whole."""
+        """A pending layer's row changes with its first call, a fused one's when it gets its own class back; a part's
+        is that of its whole."""
         if self._whole is not None:
             return self._whole.status, f"as a part of {self._whole.path or 'the model'}"
         module = self._module() if self._module is not None else None
+        if self._status == "fused" and module is not None and not is_swapped(module):
+            return "kept", "restored, or changed to what cannot be fused"
         if self._status != "pending" or module is None or is_pending(module):
             return self._status, self._reason
         found = outcome(module)

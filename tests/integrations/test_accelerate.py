@@ -105,6 +105,9 @@ def test_fused_and_restored():
     torch.testing.assert_close(model(X), expected)
     assert ran == ["forward", "forward"]
     assert restore(model) == 2
+    assert [(row.status, row.reason) for row in report] == [
+        ("kept", "restored, or changed to what cannot be fused")
+    ] * 2
     assert [type(m) for m in model.layers] == [Coupled, Coupled]
     assert restore(model) == 0
     ran.clear()

@@ -107,7 +107,8 @@ def test_accelerating_twice_leaves_the_parts_of_what_is_fused():
     again = nfkernels.accelerate(flow)
     assert len(again.fused) == len(first.fused)
     assert not again.pending
-    assert nfkernels.restore(flow) == sum("as a part" not in row.reason for row in first.fused)
+    layers = sum("as a part" not in row.reason for row in first.fused)
+    assert nfkernels.restore(flow) == layers
 
 
 def test_zuko_transforms_of_what_is_not_fused_are_the_originals():
