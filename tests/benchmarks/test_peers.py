@@ -18,8 +18,11 @@ CPU = torch.device("cpu")
 HERE = [c.id for c in CASES if importlib.util.find_spec(c.library) is not None and c.library != "sbi"]
 
 
+OFTEN = ("glow-port", "nflows-nsf", "zuko-nsf", "freia-fastflow-64")
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "glow-port" else [pytest.mark.slow]) for name in HERE]
+    "name", [pytest.param(name, marks=[] if name in OFTEN else [pytest.mark.exhaustive]) for name in HERE]
 )
 def test_a_case_runs(name, tmp_path):
     """Slower is nothing that a quick run can tell."""
