@@ -26,8 +26,8 @@ KEEP = (
     " or test_every_width or not_finite_stays or every_form or any_spline or what_is_needed or not_depend"
     " or not_a_number"
 )
-# For less time, and for the sanitizers, which take several times as long: float16 (the last of four types) is bfloat16's
-# code with another rounding.
+# For less time, and for the sanitizers, which take several times as long: float16 (the last of four types) is
+# bfloat16's code with another rounding.
 KEEP_BRIEF = f"({KEEP}) and not dtype3 and not test_every_width"
 ORDERS = [("forward", 0), ("reverse", 0), ("random", 1), ("random", 2)]
 
