@@ -14,13 +14,11 @@ from . import swap as swapping
 from .adapter import Adapter
 from .libraries import PLAIN, entry_of, library_of
 from .proof import prove
-from .registry import by_structure, find, qualified
+from .registry import find, qualified
 from .report import Report, Row, part, row
 from .steps import Steps, container, network, put_back
 from .steps import channels_last as lay_channels_last
 from .watch import unchanged, watch
-
-Pattern = "str | type | Callable[[str, nn.Module], bool]"
 
 
 def accelerate(
@@ -107,7 +105,7 @@ def accelerate(
             reason = reason or adapter.refuse(module) or swapping.hooked(module, adapter)
             if reason is None and exclude is not None and isinstance(adapter, Steps):
                 reason = _excluded(model, adapter.parts(module), exclude)
-            if reason is None and (by_structure(adapter) or getattr(adapter, "structural", False)) and not verify:
+            if reason is None and adapter.structural and not verify:
                 reason = "known by its structure alone, which verify=True would have to prove"
             if reason is not None:
                 rows.append(row(path, module, "kept", reason))

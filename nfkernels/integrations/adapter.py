@@ -55,6 +55,7 @@ class Adapter:
     Layer: type
     bypassed: tuple[str, ...] = ()
     spread: float = 4.0  # how far the proof spreads the conditioners' outputs, to either side of zero
+    structural: bool = False  # known by its structure alone: swapped only after a proof
     by_numbers: bool = False  # what it computes cannot be told from the module's settings, only proved
     kind: str = ""  # what the report says beside "fused", where it is not a layer
     unknown: str = "computes none of the forms that are known"  # the reason where there is no candidate

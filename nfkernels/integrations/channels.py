@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from ..ops._library import under_transform
+from .constants import Constant
 
 
 class Order:
-    """A permutation of channels: ``y[:, i] = x[:, places[i]]``. Hashable, so that a class can be made for it; its
-    tensors are kept by device."""
+    """A permutation of channels: ``y[:, i] = x[:, places[i]]``. Hashable, so that a class can be made for it."""
 
     def __init__(self, places: tuple[int, ...]) -> None:
-        self.places, self._hash = places, hash(places)
-        self._tensors: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.places = places
+        self._there, self._back = Constant(places), Constant(torch.tensor(places, dtype=torch.int64).argsort())
 
     @staticmethod
     def of(matrix: Tensor) -> Order | None:
@@ -28,17 +28,13 @@ class Order:
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The order and its inverse, int64 ``[C]``."""
-        if device not in self._tensors:
-            with torch.inference_mode(False):  # a later call may save them for a backward
-                there = torch.tensor(self.places, dtype=torch.int64, device=device)
-                self._tensors[device] = there, there.argsort()
-        return self._tensors[device]
+        return self._there.on(device), self._back.on(device)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Order) and self.places == other.places
 
     def __hash__(self) -> int:
-        return self._hash
+        return hash(self._there)
 
 
 def shared(x: Tensor, start: int, length: int) -> tuple[Tensor, Tensor]:

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from ..nn.coupling import as_slice
+from .constants import Constant
 
 
 class Split:
-    """Which of C channels a coupling transforms; the others decide. Hashable, so that a class can be made for it.
-
-    Its tensors are kept by device: what builds them runs once, and ``torch.compile`` sees constants.
-    """
+    """Which of C channels a coupling transforms; the others decide. Hashable, so that a class can be made for it."""
 
     def __init__(self, transformed: tuple[int, ...], identity: tuple[int, ...]) -> None:
         self.transformed, self.identity = transformed, identity
@@ -22,9 +20,7 @@ class Split:
         places = [-1] * (len(transformed) + len(identity))
         for place, channel in enumerate(transformed):
             places[channel] = place
-        self._places = tuple(places)
-        self._maps: dict[torch.device, Tensor] = {}
-        self._indices: dict[torch.device, Tensor] = {}
+        self._map, self._kept = Constant(places), Constant(identity)
 
     @staticmethod
     def of(transformed: Tensor, identity: Tensor) -> Split | None:
@@ -36,9 +32,7 @@ class Split:
 
     def channel_map(self, device: torch.device) -> Tensor:
         """int64 ``[C]``: the place of each transformed channel among the conditioner's outputs, -1 for the others."""
-        if device not in self._maps:
-            self._maps[device] = _made(self._places, device)
-        return self._maps[device]
+        return self._map.on(device)
 
     @functools.cached_property
     def others(self) -> Split:
@@ -52,40 +46,10 @@ class Split:
         """The channels of x that pass through: a view wherever a stride describes them."""
         if self.piece is not None:
             return x[:, self.piece]
-        if x.device not in self._indices:
-            self._indices[x.device] = _made(self.identity, x.device)
-        return x.index_select(1, self._indices[x.device])
+        return x.index_select(1, self._kept.on(x.device))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Split) and (self.transformed, self.identity) == (other.transformed, other.identity)
 
     def __hash__(self) -> int:
         return hash((self.transformed, self.identity))
-
-
-class Table:
-    """Whole numbers known when a layer is swapped, as an int64 tensor on each device that asks. Hashable."""
-
-    def __init__(self, values: Tensor) -> None:
-        self._values, self._shape = tuple(values.flatten().tolist()), tuple(values.shape)
-        self._tensors: dict[torch.device, Tensor] = {}
-
-    def on(self, device: torch.device) -> Tensor:
-        if device not in self._tensors:
-            self._tensors[device] = _made(self._values, device).view(self._shape)
-        return self._tensors[device]
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Table) and (self._values, self._shape) == (other._values, other._shape)
-
-    def __hash__(self) -> int:
-        return hash((self._values, self._shape))
-
-
-def _made(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """Never an inference tensor: the next call may train."""
-    with torch.inference_mode(False):
-        return torch.tensor(values, dtype=torch.int64, device=device)

@@ -13,16 +13,16 @@ from ..ops import LUMatrices, lu_compose
 from ..ops._library import under_transform
 from ..ops.lu_compose import _backend, _backward, _forward
 from ..reference.lu_compose import Diagonal
-from .indices import Table
+from .constants import Constant
 
 
 @dataclass(frozen=True)
 class Packing:
     """Where the entries of a width's two triangles lie; ``Packing.of(D)`` when a layer is swapped."""
 
-    both: Table  # [D, D], in cat(lower, upper, diagonal)
-    below: Table  # of the entries, in the matrix row by row
-    above: Table
+    both: Constant  # [D, D], in cat(lower, upper, diagonal)
+    below: Constant  # of the entries, in the matrix row by row
+    above: Constant
 
     @staticmethod
     def of(width: int) -> Packing:
@@ -41,7 +41,7 @@ def _packing(width: int) -> Packing:
     both[below[0], below[1]] = torch.arange(count)
     both[above[0], above[1]] = torch.arange(count, 2 * count)
     both.diagonal().copy_(torch.arange(2 * count, 2 * count + width))
-    return Packing(Table(both), Table(below[0] * width + below[1]), Table(above[0] * width + above[1]))
+    return Packing(Constant(both), Constant(below[0] * width + below[1]), Constant(above[0] * width + above[1]))
 
 
 def compose_packed(

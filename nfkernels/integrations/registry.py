@@ -39,6 +39,7 @@ def register(*targets: str | type) -> Callable[[type[Adapter]], type[Adapter]]:
         for target in targets:
             _BY_NAME[target if isinstance(target, str) else qualified(target)] = one
         if not targets:
+            one.structural = True
             _BY_STRUCTURE.insert(0, one)
         return adapter
 
@@ -47,6 +48,11 @@ def register(*targets: str | type) -> Callable[[type[Adapter]], type[Adapter]]:
 
 def qualified(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def class_of(module: nn.Module) -> str:
+    """The qualified name of a module's class, swapped or not."""
+    return qualified(original_of(type(module)))
 
 
 def find(module: nn.Module) -> tuple[Adapter | None, str | None]:
@@ -62,10 +68,6 @@ def find(module: nn.Module) -> tuple[Adapter | None, str | None]:
         if adapter.recognise(module):
             return adapter, None
     return None, None
-
-
-def by_structure(adapter: Adapter) -> bool:
-    return adapter in _BY_STRUCTURE
 
 
 def served() -> list[str]:

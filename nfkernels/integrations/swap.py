@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from ..nn.hooks import hooked as has_hooks
 from .adapter import Adapter, Call
 
 # What became of layers that were to be proved at their first call: module -> (fused?, why).
@@ -239,17 +240,12 @@ def hooked(module: nn.Module, adapter: Adapter) -> str | None:
     """A hook on a submodule that the fused layer reads but does not call would never fire."""
     parts = set(adapter.parts(module))
     for name, inner in module.named_modules():
-        if inner in parts and _has_hooks(inner):
+        if inner in parts and has_hooks(inner):
             return f"a hook on {name}, which the fused layer does not call"
     for name in adapter.bypassed:
         inner = getattr(module, name, None)
         if isinstance(inner, nn.Module):
             for part_name, part in inner.named_modules(prefix=name):
-                if _has_hooks(part):
+                if has_hooks(part):
                     return f"a hook on {part_name}, which the fused layer does not call"
     return None
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(hooks)

@@ -9,18 +9,9 @@ from torch import Tensor, nn
 
 from ..ops.dense_net import pays, run
 from ..reference.dense_net import Activation, Share
+from .hooks import hooked
 
 _PLAIN = (nn.Parameter, Tensor)  # no distributed, fake or other tensors
-
-
-def hooked(module: nn.Module) -> bool:
-    state = module.__dict__
-    return bool(
-        state["_forward_hooks"]
-        or state["_forward_pre_hooks"]
-        or state["_backward_hooks"]
-        or state["_backward_pre_hooks"]
-    )
 
 
 def run_at_once(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -15,6 +14,7 @@ from ...ops._library import under_transform
 from ...ops.channel_affine import permute_channels
 from ...reference.affine_coupling import compute_dtype
 from ..channels import Order, shared
+from ..constants import specialised
 from ..registry import register
 from .layer import FreiaAdapter, as_original
 
@@ -38,7 +38,7 @@ class AllInOne(FreiaAdapter):
         return None
 
     def layer(self, module: nn.Module) -> type:
-        return _specialised(self.Layer, float(module.clamp), _divided(module), _hard(module))
+        return _for(self.Layer, float(module.clamp), _divided(module), _hard(module))
 
     def conditioners(self, module: nn.Module) -> list[nn.Module]:
         return [module.subnet]
@@ -69,11 +69,9 @@ class AnomalibAllInOne(AllInOne):
         )
 
 
-@functools.cache
-def _specialised(layer: type, c: float, divided: bool, order: Order | None) -> type:
+def _for(layer: type, c: float, divided: bool, order: Order | None) -> type:
     scale_map = ScaleMap("tanh", prescale=1 / c, clamp=c) if divided else ScaleMap.freia_all_in_one(c)
-    state = {"_made_for": c, "_map": scale_map, "_divided": divided, "_order": order}
-    return type(layer.__name__, (layer,), state)
+    return specialised(layer, _made_for=c, _map=scale_map, _divided=divided, _order=order)
 
 
 def _divided(module: nn.Module) -> bool | None:

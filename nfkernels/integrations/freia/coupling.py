@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from ...ops import ScaleMap, affine_coupling
 from ..channels import shared
+from ..constants import specialised
 from ..registry import register
 from .layer import FreiaAdapter, as_original
 
@@ -37,7 +37,8 @@ class _Coupling(FreiaAdapter):
         return None
 
     def layer(self, module: nn.Module) -> type:
-        return _with_map(self.Layer, _clamp_of(module), float(module.clamp))
+        c = float(module.clamp)
+        return specialised(self.Layer, _made_for=c, _map=_CLAMPS[_clamp_of(module)][1](c))
 
     def conditioners(self, module: nn.Module) -> list[nn.Module]:
         return [getattr(module, name) for name in self.networks]
@@ -50,11 +51,6 @@ def _clamp_of(module: nn.Module) -> str | None:
         return None
     u = torch.linspace(-6, 6, 25, dtype=torch.float64)
     return next((name for name, (g, _) in _CLAMPS.items() if torch.allclose(f(u), g(u), rtol=0, atol=1e-12)), None)
-
-
-@functools.cache
-def _with_map(layer: type, name: str, c: float) -> type:
-    return type(layer.__name__, (layer,), {"_made_for": c, "_map": _CLAMPS[name][1](c)})
 
 
 def _fits(module: nn.Module, x: Sequence[Tensor]) -> bool:

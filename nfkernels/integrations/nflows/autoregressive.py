@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ...ops import ScaleMap, affine_coupling, autoregressive_inverse, rational_quadratic_spline
+from ..constants import specialised
 from ..registry import register
 from .made import Plain, plain
 from .splines import outside, spline_of_module
-from .steps import Step, StepAdapter, Total, added, joined, specialised
+from .steps import Step, StepAdapter, Total, added, joined
 
 
 class _Autoregressive(StepAdapter):

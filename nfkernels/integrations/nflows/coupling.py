@@ -7,10 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...ops import ScaleMap, affine_coupling, rational_quadratic_spline
+from ..constants import specialised
 from ..indices import Split
 from ..registry import register
 from .splines import cdf_fits, cdf_params, cdf_spline, is_cdf, outside, spline_of_module
-from .steps import Step, StepAdapter, Total, joined, specialised
+from .steps import Step, StepAdapter, Total, joined
 
 
 class _Coupling(StepAdapter):

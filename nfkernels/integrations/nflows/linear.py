@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from ...ops import channel_mix, lu_layer
 from ...ops.lu_linear import WIDEST
 from ..adapter import Call
-from ..indices import Table
+from ..constants import Constant, specialised
 from ..packed import Packing, compose_packed
 from ..registry import register
 from .permutations import PermutationStep
-from .steps import Step, StepAdapter, Total, added, observed, specialised
+from .steps import Step, StepAdapter, Total, added, observed
 
 # Up to here one matrix, or its inverse, costs less than the calls of a product or a solve with each factor would.
 COMPOSED = 64
@@ -130,11 +130,11 @@ class OneByOneConvolution(LinearAdapter):
         return [module.permutation]
 
     def layer(self, module: nn.Module) -> type:
-        back = Table(torch.argsort(module.permutation._permutation))
+        back = Constant(torch.argsort(module.permutation._permutation))
         return specialised(self.Layer, _packing=Packing.of(module.features), _back=back)
 
     class Layer(LUStep):
-        _back: Table
+        _back: Constant
 
         def _step(self, inputs: Tensor, context: Any, inverse: bool, total: Total) -> tuple[Tensor, Total]:
             if inputs.dim() != 4 or inputs.shape[1] != self.features or self.bias.dtype.itemsize < 4:

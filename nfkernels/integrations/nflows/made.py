@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...nn.hooks import hooked
 from ...ops import Degrees
-from ...ops.autoregressive_inverse import MOST_LAYERS
-from ..indices import Table
-from ..registry import qualified
-from ..swap import original_of
+from ...ops.autoregressive_inverse import MOST_LAYERS, ActivationName
+from ..activations import activation_of
+from ..constants import Constant
+from ..registry import class_of
 
 _HOME = "nflows.transforms.made."
-_ACTIVATIONS = {
-    F.relu: "relu", torch.relu: "relu", nn.ReLU: "relu", F.leaky_relu: "leaky_relu", F.elu: "elu", nn.ELU: "elu",
-    F.silu: "silu", nn.SiLU: "silu", F.tanh: "tanh", torch.tanh: "tanh", nn.Tanh: "tanh",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,7 @@ class Plain:
     """What is fixed of a MADE without batch norm: the degrees, in order, and where each hidden unit went."""
 
     degrees: Degrees
-    orders: tuple[Table | None, ...]  # per hidden layer, None where the units lie in order already
+    orders: tuple[Constant | None, ...]  # per hidden layer, None where the units lie in order already
     activation: str
     residual: bool
 
@@ -66,7 +62,7 @@ def plain(made: nn.Module, features: int) -> Plain | None:
     if _name(made) != "MADE" or not _known_blocks(made):
         return None
     layers = _layers(made)
-    activation = activation_of(made.activation)
+    activation = activation_of(made.activation, get_args(ActivationName))
     same = all(block.activation is made.activation for block in made.blocks)
     if activation is None or not same or len(layers) - 1 > MOST_LAYERS:
         return None
@@ -84,23 +80,12 @@ def plain(made: nn.Module, features: int) -> Plain | None:
         if not torch.equal(layer.mask.cpu()[after][:, before] != 0, mask):
             return None
         before = after
-    kept = tuple(None if o == list(range(len(o))) else Table(torch.tensor(o)) for o in orders)
+    kept = tuple(None if o == list(range(len(o))) else Constant(o) for o in orders)
     return Plain(degrees, kept, activation, bool(made.use_residual_blocks))
 
 
-def activation_of(function: Any) -> str | None:
-    """The op's name of an activation, None for one that it does not have."""
-    if isinstance(function, nn.Module):
-        own = type(function) is not nn.ELU or function.alpha == 1.0
-        return _ACTIVATIONS.get(type(function)) if own else None
-    try:
-        return _ACTIVATIONS.get(function)
-    except TypeError:
-        return None
-
-
 def _name(module: nn.Module) -> str:
-    return qualified(original_of(type(module))).removeprefix(_HOME)
+    return class_of(module).removeprefix(_HOME)
 
 
 def _known_blocks(made: nn.Module) -> bool:
@@ -118,8 +103,6 @@ def _layers(made: nn.Module) -> list[nn.Module]:
 
 def _untouched(made: nn.Module) -> bool:
     for part in made.modules():
-        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
-            return False
-        if part.training and isinstance(part, nn.Dropout) and part.p > 0:
+        if hooked(part) or (part.training and isinstance(part, nn.Dropout) and part.p > 0):
             return False
     return True

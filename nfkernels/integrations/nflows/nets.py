@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from ...nn.dense import hooked, run_at_once
-from ...ops.dense_net import MOST_LAYERS, WIDEST
+from ...nn.dense import run_at_once
+from ...nn.hooks import hooked
+from ...ops.dense_net import MOST_LAYERS, WIDEST, ActivationName
+from ..activations import activation_of
 from ..adapter import Adapter
 from ..registry import qualified, register
 
-_ACTIVATIONS: dict[Callable, str] = {
-    F.relu: "relu", torch.relu: "relu", F.leaky_relu: "leaky_relu", F.elu: "elu", torch.tanh: "tanh", F.tanh: "tanh",
-    F.silu: "silu", F.softplus: "softplus",
-}  # fmt: skip
 _BLOCK = "nflows.nn.nets.resnet.ResidualBlock"
 
 
 def _activation(function: Any) -> str | None:
-    try:
-        return _ACTIVATIONS.get(function)
-    except TypeError:  # not hashable
-        return None
+    return activation_of(function, get_args(ActivationName))
 
 
 def _too_big(hidden: int, layers: int) -> str | None:

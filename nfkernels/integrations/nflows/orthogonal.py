@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..indices import Table
+from ..constants import Constant, specialised
 from ..registry import register
 from .linear import LinearAdapter, LinearStep, rows_times
-from .steps import Step, StepAdapter, Total, specialised
+from .steps import Step, StepAdapter, Total
 
 WIDEST = 256  # of a matrix that is made in every call
 
@@ -63,7 +63,7 @@ class QRLinear(_Reflecting):
         return specialised(self.Layer, _places=_upper_places(module.features))
 
     class Layer(LinearStep):
-        _places: Table
+        _places: Constant
 
         def _matrix(self, inverse: bool) -> tuple[Tensor, Tensor]:
             q, upper = reflections(self.orthogonal.q_vectors), _upper(self)
@@ -80,14 +80,14 @@ def _upper(self: Any) -> Tensor:
 
 
 @functools.cache
-def _upper_places(width: int) -> Table:
+def _upper_places(width: int) -> Constant:
     """Where each entry of an upper triangle lies in ``cat(entries above the diagonal, diagonal, zero)``."""
     count = width * (width - 1) // 2
     places = torch.full((width, width), count + width, dtype=torch.int64)
     rows, columns = torch.triu_indices(width, width, 1)
     places[rows, columns] = torch.arange(count)
     places.diagonal().copy_(torch.arange(count, count + width))
-    return Table(places.flatten())
+    return Constant(places.flatten())
 
 
 @register("nflows.transforms.svd.SVDLinear")

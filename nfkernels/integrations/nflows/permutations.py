@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..indices import Table
+from ..constants import Constant, specialised
 from ..registry import register
-from .steps import Step, StepAdapter, Total, specialised
+from .steps import Step, StepAdapter, Total
 
 
 class PermutationStep(Step):
-    _back: Table
+    _back: Constant
 
     def _step(self, inputs: Tensor, context: Any, inverse: bool, total: Total) -> tuple[Tensor, Total]:
         dim = self._dim
@@ -32,7 +32,7 @@ class Permutation(StepAdapter):
         return None if sorted(places) == list(range(len(places))) else "its indices are not a permutation"
 
     def layer(self, module: nn.Module) -> type:
-        return specialised(self.Layer, _back=Table(torch.argsort(module._permutation)))
+        return specialised(self.Layer, _back=Constant(torch.argsort(module._permutation)))
 
     class Layer(PermutationStep):
         pass

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ...ops import Spline, rational_quadratic_spline
+from ..constants import specialised
 from ..registry import qualified, register
-from .steps import Step, StepAdapter, Total, joined, specialised
+from .steps import Step, StepAdapter, Total, joined
 
 CDF = "nflows.transforms.nonlinearities.PiecewiseRationalQuadraticCDF"
 

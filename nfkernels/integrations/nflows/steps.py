@@ -7,12 +7,12 @@ the layer is being watched by hooks, which fire on ``__call__`` alone.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from ...nn.hooks import hooked
 from ...reference.affine_coupling import compute_dtype
 from ..adapter import Adapter
 
@@ -43,16 +43,6 @@ class StepAdapter(Adapter):
         return ("forward", "inverse")
 
 
-@functools.cache
-def _specialised(layer: type, state: tuple) -> type:
-    return type(layer.__name__, (layer,), dict(state))
-
-
-def specialised(layer: type, **state: Any) -> type:
-    """The one subclass of ``layer`` with these (hashable) class attributes."""
-    return _specialised(layer, tuple(state.items()))
-
-
 def through(module: nn.Module, x: Tensor, context: Any, inverse: bool, total: Total) -> tuple[Tensor, Total]:
     """One layer of a chain, fused or not."""
     step = getattr(type(module), "_step", None)
@@ -65,10 +55,7 @@ def through(module: nn.Module, x: Tensor, context: Any, inverse: bool, total: To
 def observed(module: nn.Module) -> Any:
     """Whether calling the module does more than its forward."""
     return (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
+        hooked(module)
         or torch_module._global_forward_hooks
         or torch_module._global_forward_pre_hooks
         or torch_module._global_backward_hooks

@@ -11,9 +11,8 @@ from ...ops import channel_affine
 from ...ops._library import under_transform
 from ...reference.lu_compose import no_autocast
 from ..adapter import Adapter
-from ..registry import register
+from ..registry import class_of, register
 from ..swap import respecialise
-from .constants import class_of
 
 _AFFINE = "normflows.flows.affine.coupling"
 _ACTNORM = "normflows.flows.normalization.ActNorm"

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ...ops import ScaleMap, affine_coupling, autoregressive_inverse, rational_quadratic_spline
-from ..registry import register
-from .constants import Constant, class_of
+from ..constants import Constant
+from ..registry import class_of, register
 from .made import Network, network_of
 from .splines import Planned, Reading, Unsupported, reading_of, unit
 

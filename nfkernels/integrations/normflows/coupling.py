@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from ...ops import ScaleMap, affine_coupling
 from ..adapter import Adapter
 from ..channels import shared
-from ..registry import register
-from .constants import Constant, class_of, specialised
+from ..constants import Constant, specialised
+from ..registry import class_of, register
 
 _FLOWS = "normflows.flows"
 _MAPS = {

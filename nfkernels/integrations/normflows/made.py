@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...nn.hooks import hooked
 from ...ops import Degrees
-from ...ops.autoregressive_inverse import MOST_LAYERS
-from .constants import Constant, class_of, has_hooks
+from ...ops.autoregressive_inverse import MOST_LAYERS, ActivationName
+from ..activations import activation_of
+from ..constants import Constant
+from ..registry import class_of
 
 _MADE = "normflows.nets.made"
-_FUNCTIONS = {F.relu: "relu", torch.relu: "relu", F.elu: "elu", F.silu: "silu", torch.tanh: "tanh", F.tanh: "tanh"}
-_MODULES = {nn.ReLU: "relu", nn.SiLU: "silu", nn.Tanh: "tanh"}
 
 
 class Network:
@@ -83,8 +83,8 @@ def network_of(made: nn.Module) -> Network | None:
     if any(class_of(m) != f"{_MADE}.MaskedLinear" or m.bias is None for m in linears):
         return None
     norms = any(b.use_batch_norm if residual else b.batch_norm is not None for b in blocks)
-    activations = {_name(b.activation) for b in blocks}
-    if norms or any(has_hooks(m) for m in made.modules()) or len(activations) != 1 or None in activations:
+    activations = {activation_of(b.activation, get_args(ActivationName)) for b in blocks}
+    if norms or any(hooked(m) for m in made.modules()) or len(activations) != 1 or None in activations:
         return None
     hidden = linears[:-1] if residual else linears[1:-1]
     if len(hidden) > MOST_LAYERS:
@@ -118,16 +118,3 @@ def _masked_alike(linears: list, hidden: list, degrees: Degrees, orders: list, p
             return False
         before = orders[i].cpu() if i < len(orders) else None
     return True
-
-
-def _name(activation: Any) -> str | None:
-    if isinstance(activation, nn.Module):
-        if type(activation) is nn.ELU and activation.alpha == 1:
-            return "elu"
-        if type(activation) is nn.LeakyReLU and activation.negative_slope == 0.01:
-            return "leaky_relu"
-        return _MODULES.get(type(activation))
-    try:
-        return _FUNCTIONS.get(activation)
-    except TypeError:
-        return None

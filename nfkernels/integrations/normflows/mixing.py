@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from ...ops import channel_mix, lu_compose, lu_layer
 from ...reference.lu_compose import exact_dtype
 from ..adapter import Adapter
-from ..registry import register
-from .constants import class_of
+from ..registry import class_of, register
 
 _MIXING = "normflows.flows.mixing"
 

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...nn.hooks import hooked
 from ...ops import Spline, rational_quadratic_spline
 from ..adapter import Adapter
+from ..constants import Constant, specialised
 from ..indices import Split
-from ..registry import register
-from .constants import Constant, class_of, has_hooks, specialised
+from ..registry import class_of, register
 
 _SPLINES = "normflows.flows.neural_spline"
 COUPLING = f"{_SPLINES}.coupling.PiecewiseRationalQuadraticCoupling"
@@ -128,7 +129,7 @@ def plan_of(coupling: nn.Module) -> Plan:
     main = reading_of(coupling, len(split.transformed), coupling.num_bins, hidden)
     own = None
     if cdf is not None:
-        if class_of(cdf) != CDF or has_hooks(cdf):
+        if class_of(cdf) != CDF or hooked(cdf):
             raise Unsupported("an unconditional transform of its own")
         own = cdf_reading(cdf)
         if cdf.unnormalized_widths.shape[0] != len(split.identity):

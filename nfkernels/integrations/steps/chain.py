@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ...nn.hooks import hooked
 from ..registry import changed, qualified
 from ..swap import original_of
 from .parts import AffineCoupling, Elementwise, NotUnderstood, Part, linear_pattern
@@ -174,12 +175,6 @@ def _staged(together: list, reasons: list[str]) -> list[Stage]:
     layers = tuple(layer for _, _, own in together for layer in own)
     made = tuple(Run(parts[:-1], parts[-1], parts[-1].negated(), tuple(places)) for parts, places in runs)
     return [Stage(min(numbers), max(numbers) + 1, made, layers)]
-
-
-def hooked(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
 
 
 def flags(run: Run) -> list[tuple[Path, str]]:

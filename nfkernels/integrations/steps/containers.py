@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...nn.hooks import hooked
 from ..adapter import Adapter, Call
+from ..constants import specialised
 from ..registry import changed, qualified
 from ..swap import original_of, respecialise
-from .chain import Stage, at, flags, hooked, is_step, stage_of, stages
+from .chain import Stage, at, flags, is_step, stage_of, stages
 from .parts import Elementwise, NotUnderstood
 from .run import run
 
@@ -35,7 +37,6 @@ class _Plan:
 class Steps(Adapter):
     """What containers share. A subclass says where a container's layers are and which of its methods run them."""
 
-    structural = False
     kind = "steps"
 
     def __init__(self, reversible: bool = False) -> None:
@@ -67,7 +68,7 @@ class Steps(Adapter):
     def layer(self, module):
         plan = self.plan(module)
         kind = self.Layer if self.ready(module) else _waiting(self.Layer, self)
-        return _with_plan(kind, plan, original_of(type(module)))
+        return specialised(kind, _plan=plan, _original=original_of(type(module)))
 
     def ready(self, module):
         return all(bool(getattr(layer, flag)) for layer, flag in _flags(self.plan(module), module))
@@ -113,11 +114,6 @@ def _flags(plan: _Plan, module: nn.Module) -> list[tuple[nn.Module, str]]:
     names = {flag for _, flag in found}
     inner = [(m, n) for net in _networks(plan, module) for m in net.modules() for n in names if n in m._buffers]
     return found + inner
-
-
-@functools.cache
-def _with_plan(layer: type, plan: _Plan, original: type) -> type:
-    return type(layer.__name__, (layer,), {"_plan": plan, "_original": original})
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...nn.conv import conv
 from ..adapter import Adapter
+from ..constants import specialised
 from ..registry import changed, qualified
 from ..swap import original_of
 from .layout import channels_last
@@ -34,7 +35,7 @@ class _Network(Adapter):
         channels_last([module])  # as it will be
 
     def layer(self, module):
-        return _with_plan(self.Layer, tuple(_plan(self.chain(module))))
+        return specialised(self.Layer, _plan=tuple(_plan(self.chain(module))))
 
     def parts(self, module):
         layers = list(self.chain(module)._modules.values())
@@ -58,11 +59,6 @@ class ConvNet(_Network):
 
     def chain(self, module):
         return module.net
-
-
-@functools.cache
-def _with_plan(layer: type, plan: tuple) -> type:
-    return type(layer.__name__, (layer,), {"_plan": plan})
 
 
 def _plan(chain: nn.Module) -> list[tuple[int, bool | None]]:

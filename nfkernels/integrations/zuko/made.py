@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...nn.hooks import hooked
 from ...ops import Degrees
+from ...ops.autoregressive_inverse import ActivationName
+from ..activations import activation_of
+from ..constants import Constant
 from ..registry import qualified
 from .univariates import Univariate
-
-_ACTIVATIONS = {
-    nn.ReLU: ("relu", {}),
-    nn.LeakyReLU: ("leaky_relu", {"negative_slope": 0.01}),
-    nn.ELU: ("elu", {"alpha": 1.0}),
-    nn.SiLU: ("silu", {}),
-    nn.Tanh: ("tanh", {}),
-}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Plan:
@@ -28,10 +23,9 @@ class Plan:
     ``masked``: its masks have more zeros than the degrees say, so that the weights must be multiplied by them.
     """
 
-    def __init__(self, activation: str, degrees: Degrees, orders: tuple[tuple[int, ...], ...], masked: bool) -> None:
+    def __init__(self, activation: str, degrees: Degrees, orders: tuple[Constant, ...], masked: bool) -> None:
         self.activation, self.degrees, self.orders, self.masked = activation, degrees, orders, masked
         self._key = (activation, degrees.features, degrees.hidden, orders, masked)
-        self._indices: dict[torch.device, list[Tensor]] = {}
 
     @staticmethod
     def of(network: nn.Module, features: int, count: int) -> Plan | None:
@@ -63,7 +57,7 @@ class Plan:
         columns = [torch.arange(features), *orders]
         own = [mask[r][:, c] for mask, r, c in zip(masks, rows, columns)]
         masked = any(not torch.equal(a, b) for a, b in zip(own, found.masks(count)))
-        return Plan(activation, found, tuple(tuple(o.tolist()) for o in orders), masked)
+        return Plan(activation, found, tuple(map(Constant, orders)), masked)
 
     def serves(self, network: nn.Module, x: Tensor) -> bool:
         """Whether the op does now what calling the network would: in its type, without autocast, past no hook and no
@@ -77,7 +71,7 @@ class Plan:
         linears = list(network)[0::2]
         weights = [layer.mask * layer.weight if self.masked else layer.weight for layer in linears]
         biases = [layer.bias for layer in linears]
-        indices = self._on(weights[0].device)
+        indices = [order.on(weights[0].device) for order in self.orders]
         features = len(self.degrees.features)
         for i, index in enumerate(indices):
             weights[i] = weights[i].index_select(0, index)
@@ -92,12 +86,6 @@ class Plan:
             "activation": self.activation, "transform": univariate.form, "layout": "shift_scale",
         }  # fmt: skip
 
-    def _on(self, device: torch.device) -> list[Tensor]:
-        if device not in self._indices:
-            with torch.inference_mode(False):
-                self._indices[device] = [torch.tensor(o, dtype=torch.int64, device=device) for o in self.orders]
-        return self._indices[device]
-
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self._key == other._key
 
@@ -108,14 +96,13 @@ class Plan:
 def _altered(part: nn.Module) -> bool:
     own = vars(part).get("forward")
     replaced = own is not None and getattr(own, "__func__", None) is not type(part).forward
-    return replaced or any(getattr(part, hooks) for hooks in _HOOKS)
+    return replaced or hooked(part)
 
 
 def _activation(acts: list[nn.Module]) -> str | None:
     """The name of the one activation they all are, as the op knows it."""
-    kinds = {type(a) for a in acts}
-    name, options = _ACTIVATIONS.get(kinds.pop(), (None, {})) if len(kinds) == 1 else (None, {})
-    return name if all(getattr(a, option) == value for a in acts for option, value in options.items()) else None
+    names = {activation_of(a, get_args(ActivationName)) for a in acts}
+    return names.pop() if len(names) == 1 else None
 
 
 def _degrees(sees: Tensor) -> Tensor | None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions.transforms import Transform, _InverseTransform
 
+from ..constants import specialised
+
 _FUSED_TYPES = (torch.float32, torch.float64)
 
 
@@ -126,10 +128,9 @@ def fused_transform(mixin: type, original: type, **constants: Any) -> type:
     return type(original.__name__, (mixin, original), {**names, "__nfkernels_original__": original, **constants})
 
 
-@functools.cache
 def making(layer: type, made: type) -> type:
     """A class of methods whose ``_made`` is the class of what they return."""
-    return type(layer.__name__, (layer,), {"_made": made})
+    return specialised(layer, _made=made)
 
 
 def plain(transform: Transform) -> None:
