@@ -35,6 +35,9 @@ N = 2 * 8 * 4 * 4  # elements; 4 bytes each
         ("lu_linear", FORWARD, "", 2),
         ("lu_linear", INVERSE, "", 2),
         ("lu_linear", STEP, "", 5),
+        ("lu_layer", STEP, "", 5),
+        ("channel_affine", FORWARD, "", 2),
+        ("channel_affine", STEP, "permuted", 5),
         ("gaussian_log_density", FORWARD, "", 3),
         ("gaussian_log_density", FORWARD, "standard normal", 1),
         ("gaussian_log_density", BACKWARD, "", 6),
@@ -76,9 +79,9 @@ def test_cases_are_distinct_and_have_a_headline(name, kind):
     assert all(c.op == name and HEADLINE <= c.importance <= EXTRA for c in cases)
 
 
-# A network's matrices: bound by latency. Splines: a gigabyte of data would have 23 of params. Masked networks: bound by
-# their products.
-SMALL = {"lu_compose", "rational_quadratic_spline", "autoregressive_inverse"}
+# A network's matrices, small layers: bound by latency. Splines: a gigabyte of data would have 23 of params. Networks:
+# bound by their products.
+SMALL = {"lu_compose", "lu_layer", "rational_quadratic_spline", "autoregressive_inverse", "dense_net"}
 
 
 @pytest.mark.parametrize("name", [n for n in OPS if n not in SMALL])
