@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -281,11 +282,22 @@ def _run(model: nn.Module, inputs: tuple, call: str | Callable | None) -> Any:
             return entry_of(model)(model, *inputs)
         return getattr(model, call)(*inputs) if isinstance(call, str) else call(model, *inputs)
     except Exception as error:
-        what = ", ".join(f"{type(i).__name__} {tuple(i.shape)}" if isinstance(i, Tensor) else repr(i) for i in inputs)
+        what = ", ".join(map(_described, inputs))
         raise ValueError(
             f"{type(model).__name__} could not be run on the example inputs ({what}): give those that its log_prob or "
             f"forward takes, or say how to run it with call="
         ) from error
+
+
+def _described(value: Any) -> str:
+    """An example input in a few words: shapes of tensors, not their numbers."""
+    if isinstance(value, Tensor):
+        return f"{type(value).__name__} {tuple(value.shape)}"
+    if isinstance(value, (list, tuple)):
+        return f"{type(value).__name__} of {', '.join(map(_described, value)) or 'nothing'}"
+    if isinstance(value, dict):
+        return f"{type(value).__name__} of {', '.join(f'{k}: {_described(v)}' for k, v in value.items()) or 'nothing'}"
+    return textwrap.shorten(repr(value), 80, placeholder=" ...")
 
 
 def _as_tuple(inputs: Any) -> tuple:

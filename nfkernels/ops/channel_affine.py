@@ -1,7 +1,7 @@
 """The public channel affine op: a scale and a shift per channel, and an order of the channels, in one pass.
 
-On CPU images and sequences it is one kernel forward and one backward; elsewhere PyTorch's batch normalization with
-running statistics 0 and 1, which sums the gradients of scale and shift in one pass too.
+On CPU images and sequences it is one kernel forward and one backward; on tables PyTorch's ``addcmul``; elsewhere its
+batch normalization with running statistics 0 and 1, which sums the gradients of scale and shift in one pass too.
 """
 
 from __future__ import annotations
@@ -141,6 +141,8 @@ def channel_affine(
 def _composed(x, scale, shift, order, inverse):
     if order is not None:
         x = permute_channels(x, order, torch.argsort(order) if inverse is None else inverse)
+    if x.dim() == 2:
+        return torch.addcmul(shift, x, scale)
     kind = x.shape[1], scale.dtype, x.device
     if kind not in _STANDARD:
         with torch.inference_mode(False):  # a later call may save them for a backward

@@ -210,14 +210,24 @@ def test_wide_and_row_major_mixes_go_to_the_library():
     original = op.reference
     op.reference = lambda *a: calls.append(a[0].shape) or original(*a)
     try:
-        for shape in ((4, 6), (2, 300, 3)):
-            channel_mix(torch.randn(shape), torch.eye(shape[1]))
+        channel_mix(torch.randn(2, 300, 3), torch.eye(300))
+        channel_mix(torch.randn(6, 4).t(), torch.eye(6))
         channel_mix(torch.randn(2, 6, 4, 4).contiguous(memory_format=torch.channels_last), torch.eye(6))
         assert len(calls) == 3
         channel_mix(torch.randn(2, 6, 4, 4), torch.eye(6))
         assert len(calls) == 3
     finally:
         op.reference = original
+
+
+def test_a_table_on_the_cpu_is_a_product_with_pytorchs_own_gradients():
+    x, weight = torch.randn(4, 6, requires_grad=True), torch.randn(6, 6)
+    assert "ChannelMix" not in type(channel_mix(x, weight).grad_fn).__name__
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # which would take it for a network's
+        y = channel_mix(x, weight)
+    torch.testing.assert_close(y, x @ weight.t())
+    with use_backend("native"):
+        assert "ChannelMix" in type(channel_mix(x, weight).grad_fn).__name__
 
 
 def test_strided_bias_and_weight():

@@ -114,8 +114,8 @@ def _forward(self: nn.Module, x: Tensor, c: Sequence[Tensor]):
         x = _turned(self, x + self.global_offset, turn, False)
     elif turn is None:
         there, back = _places(self)
-        if x.dim() == 2:
-            x = permute_channels(torch.addcmul(offset, x, scale), there, back)
+        if x.dim() == 2:  # two vectors' orders would cost as much as the table's
+            x = permute_channels(channel_affine(x, scale, offset), there, back)
         else:
             x = channel_affine(x, scale.index_select(0, there), offset.index_select(0, there), there, back)
     elif _folds(x):
@@ -130,6 +130,8 @@ def _reverse(self: nn.Module, x: Tensor, c: Sequence[Tensor]):
     scale = None if self.GIN else self.global_scale_activation(self.global_scale).flatten()
     if scale is None:
         x = _turned(self, x, turn, True) - self.global_offset
+    elif x.dim() == 2:
+        x = (_turned(self, x, turn, True) - self.global_offset) / scale
     else:
         over = scale.reciprocal()
         offset = -self.global_offset.flatten() * over

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops import channel_mix, lu_layer
@@ -20,13 +19,6 @@ from .steps import Step, StepAdapter, Total, added, observed
 
 # Up to here one matrix, or its inverse, costs less than the calls of a product or a solve with each factor would.
 COMPOSED = 64
-
-
-def rows_times(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x weight^T + bias`` in the data's type, autocast or not."""
-    if torch.is_autocast_enabled(x.device.type):
-        return channel_mix(x, weight, bias)
-    return F.linear(x, weight, bias)
 
 
 class LinearAdapter(StepAdapter):
@@ -51,8 +43,8 @@ class LinearStep(Step):
                 return made[0], added(total, made[1])
             matrix, logdet = self._matrix(inverse)
         if inverse:
-            return rows_times(inputs - self.bias, matrix, None), added(total, -logdet)
-        return rows_times(inputs, matrix, self.bias), added(total, logdet)
+            return channel_mix(inputs - self.bias, matrix, None), added(total, -logdet)
+        return channel_mix(inputs, matrix, self.bias), added(total, logdet)
 
     def _without_matrix(self, inputs: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
         """Outputs and their log-determinant where a whole matrix would be the longer way."""

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops import channel_mix
 from ..constants import Constant, specialised
 from ..registry import register
-from .linear import LinearAdapter, LinearStep, rows_times
+from .linear import LinearAdapter, LinearStep
 from .steps import Step, StepAdapter, Total
 
 WIDEST = 256  # of a matrix that is made in every call
@@ -49,7 +50,7 @@ class Householder(StepAdapter):
             if inputs.dim() != 2 or self.q_vectors.dtype.itemsize < 4:
                 return self._original(inputs, context, inverse, total)
             matrix = reflections(self.q_vectors)
-            return rows_times(inputs, matrix if inverse else matrix.t(), None), total
+            return channel_mix(inputs, matrix if inverse else matrix.t()), total
 
 
 @register("nflows.transforms.qr.QRLinear")
