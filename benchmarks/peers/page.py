@@ -16,9 +16,10 @@ SLOWER = 0.95
 LEGEND = f"""Made by `python -m benchmarks report` from {COMMAND}: each library's own model, built its own way, before
 and after `nfkernels.accelerate(model, x)`, in one process, in turns: medians in milliseconds, and the factor with its
 10th and 90th percentile over the turns. A model is timed only if `log_prob`, samples and gradients agree in float64 and
-if it trains as before from the same seed: in float64 the loss of 100 steps parts by at most 1e-9 of its size, in
-float32 by at most three times what a change of one weight by one unit in the last place does to the original. *Outside
-networks*: forward and backward with the networks replaced by what they returned; the optimiser is not run."""
+if it trains as before from the same seed: in float64 the loss of 100 steps parts by at most 1e-9 of its size, or, as
+in float32, by at most three times what a change of the weights by one unit in the last place (*nudged*) does to the
+original. *Outside networks*: forward and backward with the networks replaced by what they returned; the optimiser is
+not run."""
 SUITES = """The libraries' own tests, from their source distributions, as they are and with every layer that an adapter
 serves swapped as it is constructed: *proved*: at its first call, as `accelerate(model)` does; *trusted*: without a
 proof (`verify=False`)."""
