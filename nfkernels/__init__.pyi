@@ -2,6 +2,7 @@ from . import integrations as integrations
 from . import models as models
 from . import nn as nn
 from . import ops as ops
+from . import plot as plot
 from . import training as training
 from ._version import __version__ as __version__
 from .integrations import accelerate as accelerate

@@ -1,0 +1,94 @@
+"""How a training went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from . import style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Points = list[tuple[int, float]]
+
+
+@style.drawing()
+def training_curve(
+    history: Iterable[dict[str, Any]],
+    *,
+    unit: str = "bits/dim",
+    baselines: dict[str, float] | None = None,
+    best: tuple[int, float] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Training and validation loss over steps.
+
+    Shown are all of the validation, the training after its first 6 % and the nearest baseline: the first steps, and
+    models that know nothing, are off any scale that shows the rest. Losses that are not finite are crosses on the axis.
+
+    Args:
+        history: ``FitResult.history``, or the entries of a run's ``metrics.jsonl``: ``step`` with ``bpd`` or ``nll``,
+            or with ``validation_bpd`` or ``validation_nll``. What an entry holds beside is ignored.
+        unit: of the losses, ``FitResult.unit``, or a text for the axis: ``"bits/dim"`` draws ``bpd``, anything else
+            ``nll``.
+        baselines: names and losses of other models, as horizontal lines.
+        best: step and validation loss of the weights that were kept, as a dot.
+        title: above the picture.
+
+    Raises:
+        ValueError: a history of losses in the other unit. ImportError: no matplotlib.
+    """
+    entries = list(history)
+    key = "bpd" if unit == "bits/dim" else "nll"
+    other = "nll" if key == "bpd" else "bpd"
+    train, held_out = _points(entries, key), _points(entries, f"validation_{key}")
+    if not train and not held_out and (_points(entries, other) or _points(entries, f"validation_{other}")):
+        raise ValueError(f"history holds losses as {other}, and unit={unit!r} is for {key}: pass its own unit")
+
+    made = style.figure(7, 4.2)
+    axes = made.subplots()
+    looks = (
+        (train, {"color": style.SKY, "linewidth": 1.2, "label": "training"}),
+        (held_out, {"color": style.BLUE, "linewidth": 1.8, "marker": "o", "markersize": 3, "label": "validation"}),
+    )
+    for points, look in looks:
+        if points:
+            axes.plot(*zip(*points, strict=True), **look)
+    if best is not None:
+        label = f"kept: {best[1]:.3f} at step {best[0]}"
+        axes.plot(*best, color=style.ORANGE, marker="D", markersize=7, linestyle="none", label=label, zorder=3)
+    bottom, top = _range([loss for _, loss in train], [loss for _, loss in held_out], (baselines or {}).values())
+    axes.set_ylim(bottom, top)
+    for index, (name, loss) in enumerate((baselines or {}).items()):
+        label = f"{name}: {loss:.3f}" + (" (above)" if loss > top else "")
+        axes.axhline(loss, color="0.45", linewidth=1, linestyle=("--", ":", "-.")[index % 3], label=label)
+    lost = [step for points in (train, held_out) for step, loss in points if not math.isfinite(loss)]
+    if lost:
+        axes.plot(lost, [bottom] * len(lost), "x", color=style.RED, clip_on=False, label=f"not finite: {len(lost)}")
+    axes.set_xlim(left=0)
+    axes.set_xlabel("step")
+    axes.set_ylabel("bits per dimension" if unit == "bits/dim" else unit)
+    axes.grid()
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+    if title:
+        axes.set_title(title, parse_math=False)  # a name in it may hold dollars
+    return made
+
+
+def _points(entries: list[dict[str, Any]], name: str) -> Points:
+    """Steps and losses; what was not finite is None in a file. A file that somebody has edited may hold anything."""
+    return [
+        (entry["step"], math.nan if entry[name] is None else entry[name])
+        for entry in entries
+        if isinstance(entry.get("step"), int) and isinstance(entry.get(name, ""), int | float | None)
+    ]
+
+
+def _range(train: list[float], held_out: list[float], baselines: Iterable[float]) -> tuple[float, float]:
+    shown = [*train[len(train) // 16 :], *held_out, *sorted(baselines)[:1]]
+    shown = [loss for loss in shown if math.isfinite(loss)] or [0.0, 1.0]
+    span = max(max(shown) - min(shown), 1e-3)
+    return min(shown) - 0.06 * span, max(shown) + 0.06 * span

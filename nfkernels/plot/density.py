@@ -1,0 +1,159 @@
+"""What density a flow has learned: a map of the plane, a curve over the line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from . import _models, style
+from ._rows import Rows, box, interval, limits_of, rows
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ..nn import Flow
+
+_NATS = 8.0  # below the peak, where the map's colours end
+_POINTS = 1000  # of the data, drawn over the map
+_LINE = 801  # points of the curve
+
+
+@style.drawing()
+def density(
+    flow: Flow | torch.distributions.Distribution | Callable[[Tensor], Tensor],
+    *,
+    data: Any = None,
+    context: Any = None,
+    limits: Any = None,
+    pixels: int = 220,
+    title: str | None = None,
+) -> Figure:
+    """The density of a flow of one or two columns.
+
+    Of two columns it is a map of the log-density in nats, from its peak down to 8 nats below (lighter is denser), with
+    the data as dots; of one a curve of the density over a histogram of the data.
+
+    Args:
+        flow: a flow, a ``torch.distributions.Distribution``, or anything else with a ``log_prob``, such as other
+            libraries' flows; or a function of points ``[N, D]`` (float32) that gives ``log p`` ``[N]`` in nats.
+        data: rows ``[N, D]`` of the same columns, tensor or array; at most 1000 of two columns are drawn.
+        context: what the density is conditioned on: one for the whole picture, ``[1, ...]`` or a label.
+        limits: ``((left, right), (bottom, top))``, ``(left, right)`` of one column. By default what holds 99 % of the
+            data, or else of samples of the flow, and a margin.
+        pixels: along the longer side of the map.
+        title: above the picture.
+
+    Returns:
+        The figure; the map is its first axes' image ``[rows, columns]``, the lowest row first.
+
+    Raises:
+        ValueError: rows of more than two columns or another number than the flow's, limits that are none, several
+            contexts, neither limits nor data for something that cannot be sampled from, a log-density that is nowhere
+            finite. ImportError: no matplotlib.
+
+    Costs one ``log_prob`` of ``pixels ** 2`` points at most, in chunks of 16,384.
+    """
+    shown = None if data is None else rows(data, "data")
+    count = _count(flow, shown, limits)
+    if count not in (1, 2):
+        raise ValueError(f"density draws one or two columns, got {count}: nfkernels.plot.corner draws more")
+    if limits is None:
+        source = shown.values if shown is not None else _models.some_samples(flow, context)
+        if source is None:
+            raise ValueError("what part of the plane to draw cannot be known from a function: give limits or data")
+        ends = limits_of(rows(source, "samples of the flow").values if shown is None else shown.values)
+    else:
+        ends = [interval(limits)] if count == 1 else list(box(limits))
+    if count == 1:
+        made = style.figure(6.4, 4, title)
+        told = draw_curve(made.subplots(), flow, ends[0], shown, context)
+    else:
+        limits = (ends[0], ends[1])
+        made = style.figure(6.2, 5.2 * style.shape(limits) + 0.8, title)
+        told = draw_map(made.subplots(), flow, limits, shown, context, pixels)
+    style.note(made, told, "" if shown is None else shown.note)
+    return made
+
+
+def _count(flow: Any, data: Rows | None, limits: Any) -> int:
+    """How many columns there are: the flow's, the data's or the limits' own; all that are known are one."""
+    own = _models.columns_of(flow)
+    if own is not None and data is not None and own != data.columns:
+        raise ValueError(f"data has {data.columns} columns and the flow {own}: expected rows of the same columns")
+    if own is not None or data is not None:
+        return own if own is not None else data.columns  # type: ignore[union-attr]
+    return 1 if limits is not None and numpy.ndim(limits) == 1 else 2
+
+
+def draw_map(
+    axes: Axes, flow: Any, limits: style.Limits, data: Rows | None, context: Any = None, pixels: int = 220
+) -> str:
+    """The map with its bar, and the data on it. Returns what has to be told, or nothing."""
+    log_p = on_grid(flow, limits, context, pixels)
+    told = _not_finite(log_p)
+    peak = float(log_p[numpy.isfinite(log_p)].max())
+    image = axes.imshow(
+        numpy.maximum(log_p, peak - 3 * _NATS),  # -inf would take the pixels around it along; NaN stays NaN
+        extent=(*limits[0], *limits[1]),
+        origin="lower",
+        cmap=style.DENSITY,
+        vmin=peak - _NATS,
+        vmax=peak,
+        interpolation="bilinear",
+        aspect="auto",
+    )
+    if data is not None:
+        dots = data.values[:_POINTS]
+        axes.plot(*dots.T, "o", color=style.INK, markersize=2.4, markeredgecolor="white", markeredgewidth=0.4)
+    style.plane(axes, limits, "log-density" + ("" if data is None else " and data"))
+    bar = axes.figure.colorbar(image, ax=axes, shrink=0.86, pad=0.02, extend="min")
+    bar.set_label("nats", fontsize=9)
+    bar.outline.set_visible(False)
+    return told
+
+
+def draw_curve(axes: Axes, flow: Any, ends: tuple[float, float], data: Rows | None, context: Any = None) -> str:
+    at = torch.linspace(*ends, _LINE)
+    log_p = _models.log_density(flow, at[:, None], context).numpy()
+    told = _not_finite(log_p)
+    if data is not None:
+        bins = numpy.linspace(*ends, 61)
+        weights = numpy.full(len(data.values), 1 / (len(data.values) * (bins[1] - bins[0])))
+        label = f"data ({len(data.values):,} rows)"
+        axes.hist(data.values[:, 0], bins, weights=weights, histtype="stepfilled", color=style.FILLS[1], label=label)
+    axes.plot(at.numpy(), numpy.exp(log_p), color=style.BLUE, linewidth=1.8, label="the flow's density")
+    axes.set_xlim(*ends)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("$x$")
+    axes.set_ylabel("density")
+    axes.legend()
+    return told
+
+
+def on_grid(flow: Any, limits: style.Limits, context: Any, pixels: int) -> numpy.ndarray:
+    """``log p`` at the middles of a picture's pixels, float64 ``[rows, columns]``, the lowest row first."""
+    if pixels < 2:
+        raise ValueError(f"pixels is {pixels}: expected at least 2 along the longer side")
+    sides = [high - low for low, high in limits]
+    longest = max(sides)
+    counts = [max(1, round(pixels * side / longest)) if style.alike(limits) else pixels for side in sides]
+    x, y = (
+        low + side / count * (torch.arange(count, dtype=torch.float64) + 0.5)
+        for (low, _), side, count in zip(limits, sides, counts, strict=True)
+    )
+    points = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1).float()
+    return _models.log_density(flow, points, context).view(len(y), len(x)).numpy()
+
+
+def _not_finite(log_p: numpy.ndarray) -> str:
+    """Minus infinity is a density of nothing; anything else that is no number is told."""
+    if not numpy.isfinite(log_p).any():
+        raise ValueError("the log-density is nowhere finite within these limits: expected limits that hold data")
+    wrong = int((numpy.isnan(log_p) | (log_p == numpy.inf)).sum())
+    log_p[log_p == numpy.inf] = numpy.nan
+    return f"the log-density is NaN or infinite at {wrong:,} of {log_p.size:,} points (left white)" if wrong else ""

@@ -1,0 +1,156 @@
+"""How every picture looks, and the one way to write one.
+
+Hues are those that all eyes tell apart (Okabe & Ito 2008). What meets in one picture also differs in lightness, so that
+a grey print can be read: the comments hold L*, from 0 (black) to 100 (white).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._atomic import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Limits = tuple[tuple[float, float], tuple[float, float]]
+
+DPI = 128  # a power of two: a number of pixels over it is exact in a float, so figures have the pixels asked for
+INK = "#222222"  # 13
+BLUE = "#0B4F8A"  # 32: what a flow makes
+RED = "#B33B00"  # 41
+ORANGE = "#E08214"  # 62
+SKY = "#7CC4EE"  # 76
+GREY = "#9A9A9A"  # 63
+PALE_BLUE, PALE_RED = "#CFE3F1", "#F6D9C6"  # 89, 88: areas behind lines
+FILLS = ("#DEEBF7", "#B3D3E8", "#7FB5D9")  # 92, 83, 71: data as areas, the denser the darker
+DENSITY = "viridis"  # its lightness rises all the way
+# Lines and dots of several things at once, from dark to light.
+SERIES = ((INK, "-", "o"), (BLUE, "--", "s"), (RED, "-.", "^"), (ORANGE, ":", "D"), (SKY, "-", "v"))
+# Around a circle; the lightness rises once and falls once on the way.
+_CIRCLE = ("#331A5E", "#1B4F91", "#56B4E9", "#F0C23B", "#D55E00", "#7A1B4E", "#331A5E")
+
+_RC = {
+    "figure.dpi": DPI,
+    "figure.facecolor": "white",
+    "axes.edgecolor": "0.7",
+    "axes.labelcolor": INK,
+    "axes.labelsize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titlecolor": INK,
+    "axes.axisbelow": True,
+    "figure.titlesize": 13,
+    "grid.color": "0.92",
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "text.color": INK,
+    "xtick.color": "0.6",
+    "xtick.labelcolor": "0.3",
+    "xtick.labelsize": 9,
+    "ytick.color": "0.6",
+    "ytick.labelcolor": "0.3",
+    "ytick.labelsize": 9,
+}
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Around a function that draws: its figure looks the same whatever the user's own settings are.
+
+    Raises ``ImportError`` where matplotlib is missing.
+    """
+    try:
+        import matplotlib.style
+    except ImportError as error:
+        raise ImportError('drawing needs matplotlib, which is missing: pip install "nfkernels[plot]"') from error
+    with matplotlib.style.context(["default", _RC]):
+        yield
+
+
+def figure(width: float, height: float, title: str | None = None, *, layout: str | None = "constrained") -> Figure:
+    """An empty figure of so many inches."""
+    from ._figure import NotebookFigure
+
+    made = NotebookFigure(figsize=(width, height), layout=layout)
+    if title:
+        made.suptitle(title, parse_math=False)  # a name in it may hold dollars
+    return made
+
+
+def note(made: Figure, *notes: str) -> None:
+    """What is left out or went wrong, in small letters below everything; empty notes are none."""
+    told = "; ".join(text for text in notes if text)
+    if told:
+        made.supxlabel(told, fontsize=8, color=RED, parse_math=False)
+
+
+def plane(axes: Axes, limits: Limits, title: str, *, ticks: bool = True) -> None:
+    """Axes of two columns: one unit is as long along both, unless that would make a ribbon."""
+    axes.set_title(title, loc="left" if ticks else "center")
+    axes.set_xlim(*limits[0])
+    axes.set_ylim(*limits[1])
+    if alike(limits):
+        axes.set_aspect("equal")
+    if ticks:
+        axes.set_xlabel("$x_1$")
+        axes.set_ylabel("$x_2$", rotation=0, labelpad=8)
+    else:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[["left", "bottom"]].set_visible(False)
+
+
+def alike(limits: Limits) -> bool:
+    """Whether both axes are about as long, so that one scale serves both."""
+    width, height = (high - low for low, high in limits)
+    return 1 / 3 <= width / height <= 3
+
+
+def shape(limits: Limits) -> float:
+    """Height over width of a panel with these limits."""
+    width, height = (high - low for low, high in limits)
+    return height / width if alike(limits) else 0.8
+
+
+def panels(made: Figure, count: int, across: int) -> list[Any]:
+    """``count`` axes in rows of at most ``across``, as even as they go; the rest of the last row is left empty."""
+    rows = math.ceil(count / across)
+    wide = math.ceil(count / rows)
+    every: Sequence[Any] = made.subplots(rows, wide, squeeze=False).flatten().tolist()
+    for empty in every[count:]:
+        empty.set_visible(False)
+    return list(every[:count])
+
+
+def circle() -> Any:
+    """A map of colours for angles."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("circle", _CIRCLE)
+
+
+def save(figure: Figure, path: str | os.PathLike[str], *, software: str = "nfkernels") -> None:
+    """Writes a figure as a PNG, in the figure's own resolution: whole, or not at all.
+
+    Args:
+        figure: of this package, or any of matplotlib's.
+        path: ends in ``.png``.
+        software: kept in the file as what made it.
+
+    Raises:
+        ValueError: a path that ends otherwise (``figure.savefig`` writes other formats). OSError: the file cannot be
+        written; what was there is still there.
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"{os.fspath(path)}: expected a name that ends in .png; figure.savefig writes other formats")
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi="figure", metadata={"Software": software})
