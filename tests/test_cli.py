@@ -181,10 +181,10 @@ def test_a_terminal_that_knows_only_ascii():
 
 def test_ctrl_c_while_the_command_is_being_imported():
     code = (
-        "import sys\n"
+        "import importlib, sys\n"
         "from nfkernels import cli\n"
         "def interrupted(*arguments): raise KeyboardInterrupt\n"
-        "cli.importlib.import_module = interrupted\n"
+        "importlib.import_module = interrupted\n"
         "sys.exit(cli.main(['train']))\n"
     )
     done = run_python(code)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import image_task, session
+from .as_json import print_json
 from .checkpoint import read_facts
 from .data.image_data import need
 from .distributed import Ranks, device_of, launched, remember, remembered, started
 from .errors import TrainingError
 from .loop import FitResult, fit, resumed_recipe
-from .progress import clock, reporter, unread_is_fine
+from .progress import clock, reporter, unread_is_fine, wish_of
 from .recipe import Recipe
 from .run_folder import RunFolder, check_config, next_run
 from .step import check_recipe
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def train(options: argparse.Namespace) -> int:
-    """Trains as ``options`` say: every option of the table by name, None where it was not asked for."""
+    """Trains as ``options`` say: every option of the table by name, None where it was not asked for, and ``json``."""
     task, old = _task(options)
     wanted = {**task.needs, **({"tqdm": "the progress bar"} if options.progress == "bar" else {})}
     for module, what in wanted.items():
@@ -44,12 +45,19 @@ def train(options: argparse.Namespace) -> int:
         folder, config, parts, flow, result = _fit(options, task, old, device, ranks)
     if not ranks.is_main:
         return 0 if result.signal is None else 128 + result.signal
+    outcome = _outcome(result, folder)
     if result.stopped == "signal":
-        with unread_is_fine(sys.stdout):
-            _print_stopped(result, folder)
+        if options.json:
+            print_json(outcome)
+        else:
+            with unread_is_fine(sys.stdout):
+                _print_stopped(result, folder)
         return 128 + result.signal
 
-    task.finish(config, parts, flow, result, folder, device, lambda: clock(time.monotonic() - began))
+    told = None if options.json else lambda: clock(time.monotonic() - began)
+    outcome |= task.finish(config, parts, flow, result, folder, device, told)
+    if options.json:
+        print_json(outcome | {"seconds": time.monotonic() - began})
     return 0
 
 
@@ -91,11 +99,10 @@ def _fit(
                 RunFolder(path).begin()
         folder = RunFolder(ranks.from_main(str(path)))
         remember(ranks, "run", str(folder.path))
-    if ranks.is_main:
+    if ranks.is_main and not options.json:
         with unread_is_fine(sys.stdout):
             task.print_head(config, parts, flow, device, folder, ranks)
-    progress = "auto" if options.progress is None else options.progress != "none" and options.progress
-    progress = reporter(progress, task.unit)
+    progress = reporter(wish_of(options.progress, json=options.json), task.unit)
     result = fit(
         flow,
         training,
@@ -134,6 +141,20 @@ def _recipe_changes(options: argparse.Namespace) -> dict[str, Any]:
         except ValueError as error:
             raise TrainingError(str(error)) from error
     return changes
+
+
+def _outcome(result: FitResult, folder: RunFolder) -> dict[str, Any]:
+    """What ``--json`` says of every run, whatever its data."""
+    return {
+        "run": folder.path,
+        "stopped": result.stopped,
+        "signal": None if result.signal is None else signal.Signals(result.signal).name,
+        "steps": result.step,
+        "unit": result.unit,
+        "best_validation": result.best,
+        "best_step": None if result.best is None else result.best_step,
+        "validation": result.validation,
+    }
 
 
 def _print_stopped(result: FitResult, folder: RunFolder) -> None:

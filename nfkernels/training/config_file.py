@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .._nearest import did_you_mean
 from .errors import TrainingError
 from .option import Option
 
@@ -72,8 +72,7 @@ def _option(path: Path, key: Any, table: Mapping[str, Option]) -> Option:
         return known[word]
     if word in table:
         raise TrainingError(f"--config {path}: {key} can only be given on the command line")
-    close = difflib.get_close_matches(word, known, n=2)
-    hint = f"did you mean {' or '.join(close)}?" if close else "see nfkernels train --help"
+    hint = did_you_mean(word, known) or "see nfkernels train --help"
     raise TrainingError(f"--config {path}: there is no option {key!r}: {hint}")
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import Tensor
 from .._atomic import atomic_write
 from ..nn.graph import captured
 from . import session
+from .as_json import print_json
 from .data import ImageData, load_images
 from .data.image_data import need
 from .errors import TrainingError
@@ -47,11 +46,16 @@ def sample(options: argparse.Namespace) -> int:
     with session.using(options.run), session.computing(options.precision or session.precision_of(config), device):
         images = torch.cat([draw(flow, count, names, label, warmth, options.seed) for warmth in temperatures])
     image_grid(out, images, grey_levels=flow.grey_levels, columns=count if options.temperatures else None)
+    files = [out, *_write_npz(options, images)]
+    if options.json:
+        facts = {"images": len(images), "temperatures": temperatures, "seed": options.seed}
+        print_json(facts | {"class": None if label is None else names[label], "written": files})
+        return 0
     of_class = "" if label is None else f" of class {names[label]}"
     each = " at each" if len(temperatures) > 1 else " at"
     warm = ", ".join(f"{warmth:g}" for warmth in temperatures)
     print(f"{session.many(count, 'sample')}{of_class}{each} temperature {warm}: {out}")
-    _write_npz(options.npz, images, flow)
+    _tell_npz(options, flow)
     return 0
 
 
@@ -82,8 +86,13 @@ def interpolate(options: argparse.Namespace) -> int:
     with session.using(options.run), session.computing(options.precision or session.precision_of(config), device):
         rows = between(flow, first, last, labels, options.steps)
     image_grid(out, rows.flatten(0, 1), grey_levels=flow.grey_levels, columns=options.steps)
+    files = [out, *_write_npz(options, rows.flatten(0, 1))]
+    if options.json:
+        facts = {"data": data.name, "part": part, "rows": len(rows), "images_per_row": options.steps}
+        print_json(facts | {"seed": options.seed, "written": files})
+        return 0
     print(f"{session.many(len(rows), 'row')} of {options.steps} images, {data.name}, {part}: {out}")
-    _write_npz(options.npz, rows.flatten(0, 1), flow)
+    _tell_npz(options, flow)
     return 0
 
 
@@ -156,9 +165,7 @@ def evaluate(options: argparse.Namespace) -> int:
         facts |= {"uniform_bits_per_dim": uniform, "round_trip_error": largest}
         facts |= {"reconstructed_images": again.images, "reconstructed_wrong_values": again.wrong}
         facts |= {"reconstructed_largest_grey_levels": again.grey_levels, "reconstructed_largest": again.largest}
-        # JSON has no word for what is not finite.
-        lost = [name for name, value in facts.items() if isinstance(value, float) and not math.isfinite(value)]
-        print(json.dumps(facts | dict.fromkeys(lost), indent=2))
+        print_json(facts)
         return 0
     print(
         f"{data.name}, {part}, {session.many(outcome.samples, 'image')}, networks in {precision}\n"
@@ -224,13 +231,19 @@ def _picture(options: argparse.Namespace, folder: RunFolder | None, name: str) -
     return out
 
 
-def _write_npz(file: str | None, images: Tensor, flow: ImageFlow) -> None:
-    if file is None:
-        return
+def _write_npz(options: argparse.Namespace, images: Tensor) -> list[str]:
+    """The file that was asked for, if any."""
+    if options.npz is None:
+        return []
     numpy = need("numpy", "writing .npz files")
-    with atomic_write(file) as temporary, open(temporary, "wb") as opened:
+    with atomic_write(options.npz) as temporary, open(temporary, "wb") as opened:
         numpy.savez_compressed(opened, images=images.permute(0, 2, 3, 1).numpy())
-    print(f"the same as uint8 [N, H, W, C], 0 to {flow.grey_levels - 1}: {file}")
+    return [options.npz]
+
+
+def _tell_npz(options: argparse.Namespace, flow: ImageFlow) -> None:
+    if options.npz is not None:
+        print(f"the same as uint8 [N, H, W, C], 0 to {flow.grey_levels - 1}: {options.npz}")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -168,9 +169,9 @@ def finish(
     result: FitResult,
     folder: RunFolder,
     device: torch.device,
-    duration: Callable[[], str],
-) -> None:
-    """The test, the pictures and what there is to say at the end."""
+    duration: Callable[[], str] | None,
+) -> dict[str, Any]:
+    """The test, the pictures and what there is to say at the end; nothing is printed without ``duration``."""
     training, validation, test = parts
     precision = session.precision_of(folder.read_config())
     with session.using(folder.path), session.computing(precision, device):
@@ -181,7 +182,8 @@ def finish(
     pixels = None if isinstance(training, ImageStream) else independent_pixel_bits(training, validation, test)
     entry = {"step": result.step, "test_bpd": outcome.mean, "test_standard_error": outcome.standard_error}
     entry |= {} if pixels is None else {"independent_pixels_bpd": pixels.mean}
-    folder.log(entry | {"uniform_bpd": uniform})
+    entry |= {"uniform_bpd": uniform}
+    folder.log(entry)
     baselines = {} if pixels is None else {"independent pixels": pixels.mean}
     loss_curve(
         folder.loss,
@@ -191,8 +193,15 @@ def finish(
         title=f"{training.name}: {outcome.mean:.3f} bits per dimension on the test part",
     )
     image_grid(folder.samples, samples, grey_levels=flow.grey_levels)
-    with unread_is_fine(sys.stdout):
-        _print_result(result, outcome, pixels, uniform, folder, duration())
+    if duration is not None:
+        with unread_is_fine(sys.stdout):
+            _print_result(result, outcome, pixels, uniform, folder, duration())
+    return entry | {"test_images": outcome.samples, "written": written(folder, folder.samples)}
+
+
+def written(folder: RunFolder, picture: Path) -> list[Path]:
+    """The files of a run that has ended, those to look at first in front."""
+    return [picture, folder.loss, folder.model, folder.checkpoint, folder.metrics, folder.timing, folder.config]
 
 
 def _print_result(
@@ -209,8 +218,7 @@ def _print_result(
         f"(mean of {outcome.draws} dequantisation draws; standard error over images)\n"
         f"{counted}"
         f"  uniform             {uniform:.3f}\n"
-        f"\nin {folder.path}: {folder.samples.name}, {folder.loss.name}, {folder.model.name}, "
-        f"{folder.checkpoint.name}, {folder.metrics.name}, {folder.timing.name}, {folder.config.name}\n"
+        f"\nin {folder.path}: {', '.join(file.name for file in written(folder, folder.samples))}\n"
         f"\nnext\n"
         f"  nfkernels sample {folder.path} --temperatures 0.5,0.7,0.9,1.0\n"
         f"  nfkernels interpolate {folder.path}\n"

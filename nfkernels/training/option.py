@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .._nearest import did_you_mean
+
 _LARGEST_SIDE = 16384  # pixels that --size takes
 
 
@@ -154,7 +156,8 @@ class Option:
             raise ValueError(f"expected a value; leave {self.name} out for its default, {_shown(self.default)}")
         if self.choices is not None:
             if isinstance(given, bool) or given not in self.choices:
-                raise ValueError(f"expected one of {', '.join(map(str, self.choices))}")
+                near = did_you_mean(given, self.choices, "; ")
+                raise ValueError(f"expected one of {', '.join(map(str, self.choices))}{near}")
             return self.choices[self.choices.index(given)]
         if self.is_switch:
             if not isinstance(given, bool):

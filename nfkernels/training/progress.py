@@ -112,6 +112,13 @@ class Lines:
         pass
 
 
+def wish_of(option: str | None, *, json: bool) -> bool | str:
+    """What ``--progress`` comes to, for ``reporter``: beside ``--json`` nothing but a bar on a terminal."""
+    if option in (None, "auto"):
+        return "auto" if not json or sys.stderr.isatty() else False
+    return option != "none" and option
+
+
 def reporter(wish: bool | str | Reporter, unit: str = "images") -> Reporter:
     """What ``fit(progress=...)`` means: False is silent, True or ``"auto"`` a bar on a terminal, lines elsewhere."""
     if wish is False:

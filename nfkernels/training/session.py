@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .._nearest import did_you_mean
 from .data import DataError, ImageData, ImageStream, load_images, split
 from .errors import TrainingError, is_out_of_memory
 from .recipe import PRECISIONS, GlowShape, auto_levels
@@ -219,7 +220,8 @@ def class_index(wish: str, names: list[str] | None) -> int:
     if wish.isdecimal() and int(wish) < len(names):
         return int(wish)
     listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    raise TrainingError(f"--class {wish}: the flow has {len(names)} classes, numbered from 0: {listed}")
+    near = did_you_mean(wish, names, "; ")
+    raise TrainingError(f"--class {wish}: the flow has {len(names)} classes, numbered from 0: {listed}{near}")
 
 
 def many(count: int, thing: str) -> str:

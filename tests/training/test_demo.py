@@ -1,5 +1,6 @@
 """`nfkernels demo`: what it draws, what it says, and what it refuses."""
 
+import json
 import math
 import os
 import re
@@ -173,6 +174,24 @@ def test_one_seed_gives_one_flow_and_own_pictures_are_drawn_anew(capsys):
 
 
 @pytest.mark.usefixtures("_small")
+def test_for_programs(capsys):
+    assert cli.main(["demo", "moons", *QUICK, "--json"]) == 0
+    said = capsys.readouterr()
+    facts = json.loads(said.out)
+    assert said.err == ""
+    assert (facts["name"], facts["model"], facts["stopped"], facts["steps"], facts["points"]) == (
+        "moons", "nsf", "steps", 3, 100,
+    )  # fmt: skip
+    assert facts["gap"] == pytest.approx(facts["truth"] - facts["log_likelihood"], abs=1e-5)
+    assert facts["written"] == ["demo-moons/moons.png", "demo-moons/moons-steps.png"]
+    assert cli.main(["demo", "change-of-variables", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["share_without_logarithm"] == pytest.approx(0.5, abs=0.01)
+    assert facts["exp_log_density_error"] < 1e-6
+    assert [os.path.exists(file) for file in facts["written"]] == [True]
+
+
+@pytest.mark.usefixtures("_small")
 @pytest.mark.parametrize("model", options.MODELS)
 def test_every_kind_of_flow(capsys, model):
     assert cli.main(["demo", "rings", *QUICK, "--model", model]) == 0
@@ -291,7 +310,7 @@ def test_the_page_prints_commands_that_there_are():
     calls = [words[1:] for words in lines if words[0] == "nfkernels"]
     assert {words[1] for words in calls} == set(options.NAMES)
     for words in calls:
-        assert cli._parser().parse_known_args(words)[1] == []
+        assert cli.build_parser().parse_known_args(words)[1] == []
 
 
 def test_the_python_of_the_page_runs():

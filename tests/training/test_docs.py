@@ -26,7 +26,7 @@ def test_every_command_is_understood(page):
     printed = commands(page)
     assert len(printed) >= 6
     for words in printed:
-        options, unknown = cli._parser().parse_known_args(words)
+        options, unknown = cli.build_parser().parse_known_args(words)
         assert (options.command, unknown) == (words[0], [])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..._nearest import did_you_mean
 from .image_data import DataError
 
 _LISTED = 12
@@ -21,7 +22,8 @@ def chosen(path: Path, names: Sequence[str], columns: Sequence[str] | None) -> l
     for name in columns:
         if name not in names:
             listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
-            raise DataError(f"{path} has no column {name!r}: its columns are {listed}")
+            near = did_you_mean(name, names, "; ")
+            raise DataError(f"{path} has no column {name!r}: its columns are {listed}{near}")
     return [names.index(name) for name in columns]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 
 import torch
 
+from ..._nearest import did_you_mean_path
 from .arrays import load_arrays
 from .cifar import find_layout, load_cifar
 from .conform import conform, parse_size
@@ -101,8 +101,7 @@ def _existing(source: str | os.PathLike[str]) -> Path:
         raise DataError(f"an image source of type {type(source).__name__}: expected {_ACCEPTED}")
     path = Path(source).expanduser()
     if not path.exists():
-        close = difflib.get_close_matches(path.name.lower(), ["digits"])
-        hint = 'did you mean "digits"?' if close else f"expected {_ACCEPTED}"
+        hint = did_you_mean_path(path, ("digits",)) or f"expected {_ACCEPTED}"
         raise DataError(f"{source} does not exist: {hint}")
     return path
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy
 
+from ..._nearest import did_you_mean_path
 from .column_names import chosen, no_numbers, numbered
 from .csv_table import read_csv
 from .image_data import DataError, need
@@ -61,7 +62,7 @@ def read_table(
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise DataError(f"{path} does not exist: expected {_ACCEPTED}")
+        raise DataError(f"{path} does not exist: {did_you_mean_path(path) or f'expected {_ACCEPTED}'}")
     if path.is_dir():
         raise DataError(f"{path} is a folder: expected {_ACCEPTED}")
     suffix = path.suffix.lower()

@@ -32,6 +32,14 @@ class Likelihoods(NamedTuple):
     gap: Estimate
     normal: Estimate
 
+    def facts(self) -> dict[str, float | int]:
+        """For ``--json``."""
+        estimates = {"log_likelihood": self.flow, "truth": self.truth, "gap": self.gap, "normal": self.normal}
+        numbers = {}
+        for name, (mean, error) in estimates.items():
+            numbers |= {name: mean, f"{name}_standard_error": error}
+        return {"points": self.points, **numbers}
+
 
 def build(kind: str, data: Tensor, *, layers: int, width: int) -> Flow:
     """A flow of the plane, ``kind`` of ``nfkernels.models``. ``data [N, 2]`` is moved to the middle and scaled alike

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
+from ..._nearest import did_you_mean
 from ..option import Option, device, name, whole
 from ..options import PROGRESS
 from ..recipe import most_threads
@@ -18,8 +18,7 @@ MODELS = {"nsf": "NSF", "realnvp": "RealNVP", "maf": "MAF"}  # by their names in
 def demo_name(text: Any) -> str:
     if text in NAMES:
         return text
-    near = difflib.get_close_matches(str(text).lower(), NAMES, 1, 0.5)
-    raise ValueError(f"expected one of {', '.join(NAMES)}" + (f"; did you mean {near[0]}?" if near else ""))
+    raise ValueError(f"expected one of {', '.join(NAMES)}{did_you_mean(text, NAMES, '; ')}")
 
 
 def _table() -> dict[str, Option]:

@@ -6,16 +6,17 @@ import argparse
 import signal
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .. import session
+from ..as_json import print_json
 from ..data.image_data import need
 from ..data.toy import TOYS, Toy
 from ..errors import TrainingError
 from ..loop import FitResult, fit
-from ..progress import reporter, unread_is_fine
+from ..progress import reporter, unread_is_fine, wish_of
 from .flow import Likelihoods, build, draw, likelihoods, recipe
 from .folder import PictureFolder
 from .options import DEMO, MODELS, OF_TRAINING, VARIABLES
@@ -23,11 +24,14 @@ from .pictures import look, steps
 from .stages import stages
 from .variables import change_of_variables
 
+if TYPE_CHECKING:
+    from ...nn import Flow
+
 _TRAINING, _HELD_OUT, _DRAWN = 100_000, 10_000, 4000  # points
 
 
 def demo(options: argparse.Namespace) -> int:
-    """Draws one demo as ``options`` say: ``name``, and every option of the table by name, None where not asked for."""
+    """Draws one demo as ``options`` say: ``name``, ``json``, and each option of the table, None where not asked for."""
     need("matplotlib", "drawing the pictures")  # said now rather than after the training
     out = f"demo-{options.name}" if options.out is None else options.out
     session.set_threads(options.threads)
@@ -35,31 +39,27 @@ def demo(options: argparse.Namespace) -> int:
         useless = [DEMO[name].flag for name in OF_TRAINING if getattr(options, name) is not None]
         if useless:
             raise TrainingError(f"{VARIABLES} trains nothing: leave {', '.join(useless)} away")
-        return change_of_variables(PictureFolder(out, (f"{VARIABLES}.png",)))
+        return change_of_variables(PictureFolder(out, (f"{VARIABLES}.png",)), json=options.json)
     given = {name: getattr(options, name) for name in DEMO}
     asked = {name: DEMO[name].default if value is None else value for name, value in given.items()}
     device, toy = session.pick_device(options.device), TOYS[options.name]
-    return _quick_look(toy, asked, device, PictureFolder(out, (f"{toy.name}.png", f"{toy.name}-steps.png")))
+    folder = PictureFolder(out, (f"{toy.name}.png", f"{toy.name}-steps.png"))
+    return _quick_look(toy, asked, device, folder, json=options.json)
 
 
-def _quick_look(toy: Toy, asked: dict[str, Any], device: torch.device, folder: PictureFolder) -> int:
+def _quick_look(toy: Toy, asked: dict[str, Any], device: torch.device, folder: PictureFolder, *, json: bool) -> int:
     began, seed, kind = time.monotonic(), asked["seed"], MODELS[asked["model"]]
     training, held_out = toy.sample(_TRAINING, seed=2 * seed), toy.sample(_HELD_OUT, seed=2 * seed + 1)
     torch.manual_seed(seed)
     flow = build(kind, training, layers=asked["layers"], width=asked["width"]).to(device)
-    with unread_is_fine(sys.stdout):
-        parameters = sum(p.numel() for p in flow.parameters())
-        threads = f", {session.many(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
-        print(
-            f"{toy.title}: {kind}, {session.many(asked['layers'], 'layer')} of width {asked['width']}, "
-            f"{parameters:,} parameters, on {device}{threads}",
-            flush=True,
-        )
+    if not json:
+        with unread_is_fine(sys.stdout):
+            _print_head(toy, asked, flow, device)
     result = fit(
         flow,
         training,
         recipe=recipe(asked["steps"], asked["batch_size"], seed),
-        progress=reporter(asked["progress"] != "none" and asked["progress"], "points"),
+        progress=reporter(wish_of(asked["progress"], json=json), "points"),
         signals=True,
     )
     seconds = time.monotonic() - began
@@ -69,9 +69,24 @@ def _quick_look(toy: Toy, asked: dict[str, Any], device: torch.device, folder: P
     title = f"{toy.title}: {kind} after {session.many(result.step, 'step')}"
     look(folder.pictures[0], toy, flow, held_out[:_DRAWN], x, title)
     steps(folder.pictures[1], toy, stages(flow, z), z, f"{toy.title}: from the base to the data, layer by layer")
-    with unread_is_fine(sys.stdout):
-        _print_result(result, found, seconds, time.monotonic() - began, folder)
+    if json:
+        facts = {"name": toy.name, "model": asked["model"], "stopped": result.stopped, "steps": result.step}
+        facts |= {"seconds": time.monotonic() - began, **found.facts(), "written": folder.pictures}
+        print_json(facts)
+    else:
+        with unread_is_fine(sys.stdout):
+            _print_result(result, found, seconds, time.monotonic() - began, folder)
     return 0 if result.signal is None else 128 + result.signal
+
+
+def _print_head(toy: Toy, asked: dict[str, Any], flow: Flow, device: torch.device) -> None:
+    parameters = sum(p.numel() for p in flow.parameters())
+    threads = f", {session.many(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
+    print(
+        f"{toy.title}: {MODELS[asked['model']]}, {session.many(asked['layers'], 'layer')} of width {asked['width']}, "
+        f"{parameters:,} parameters, on {device}{threads}",
+        flush=True,
+    )
 
 
 def _print_result(

@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.distributions import LogNormal, Normal
 
 from ...nn import Affine, Bijection, Exp, Flow, Log, StandardNormal
+from ..as_json import print_json
 from ..progress import unread_is_fine
 from . import style
 from .folder import PictureFolder
+from .options import VARIABLES
 
 _DRAWN, _SEED = 200_000, 0
 _SHIFT, _SCALE = 1.0, 0.5
@@ -39,12 +41,16 @@ class Case(NamedTuple):
         return (self.flow - self.analytic).abs().max().item()
 
 
-def change_of_variables(folder: PictureFolder) -> int:
-    """Draws the four cases into the folder's picture and explains them on the terminal. Returns 0."""
+def change_of_variables(folder: PictureFolder, *, json: bool = False) -> int:
+    """Draws the four cases into the folder's picture and explains them on the terminal, or in JSON. Returns 0."""
     exp = normal_through(Exp(), LogNormal(*_exactly(0.0, 1.0)), 0.01, 5.0)
     affine = normal_through(Affine(_SHIFT, _SCALE), Normal(*_exactly(_SHIFT, _SCALE)), -1.0, 3.0)
     refused = refusal()
     draw(folder.pictures[0], exp, affine, refused)
+    if json:
+        errors = {"exp_log_density_error": exp.error, "affine_log_density_error": affine.error}
+        print_json({"name": VARIABLES, **errors, "share_without_logarithm": refused.share, "written": folder.pictures})
+        return 0
     with unread_is_fine(sys.stdout):
         print(explanation(exp, affine, refused) + f"\n\n{folder.told()}", flush=True)
     return 0

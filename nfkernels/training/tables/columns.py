@@ -12,6 +12,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from ..._nearest import did_you_mean
 from ..data.image_data import DataError, part_size
 from ..data.table import RawTable, read_table
 
@@ -192,7 +193,8 @@ def _refuse_unknown(source: object, raw: RawTable, context: Sequence[str]) -> No
     for name in context:
         if name not in raw.names:
             listed = ", ".join(raw.names[:_LISTED]) + (", ..." if len(raw.names) > _LISTED else "")
-            raise DataError(f"--context {name}: {source} has no such column; its columns are {listed}")
+            near = did_you_mean(name, raw.names, "; ")
+            raise DataError(f"--context {name}: {source} has no such column; its columns are {listed}{near}")
 
 
 def _column(source: object, name: str, values: numpy.ndarray, context: bool) -> Column:
@@ -215,7 +217,9 @@ def _periods(source: object, names: Sequence[str], circular: Sequence[str], cont
         if not equals:
             name = given
         if name not in names:
-            raise DataError(f"--circular {given}: {source} has no column {name!r} to model; it has {_listed(names)}")
+            near = did_you_mean(name, names, "; ")
+            listed = _listed(names)
+            raise DataError(f"--circular {given}: {source} has no column {name!r} to model; it has {listed}{near}")
         if name in context:
             raise DataError(f"--circular {given}: {name} is a condition; give its sine and cosine as columns instead")
         try:

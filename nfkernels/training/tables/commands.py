@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from ...nn import TableFlow
 from .. import session
+from ..as_json import print_json
 from ..data.table import read_table
 from ..errors import TrainingError
 from ..evaluation import evaluating, mean_and_error
@@ -46,6 +46,10 @@ def sample(options: argparse.Namespace) -> int:
         values = draw(flow, count, given, temperature=options.temperature, seed=options.seed)
     rows = whole_rows(flow, values, context)
     write_table(out, _typed(flow, rows), {column["name"]: _digits(column) for column in modelled(flow)})
+    if options.json:
+        facts = {"rows": count, "columns": list(rows), "temperature": options.temperature, "seed": options.seed}
+        print_json(facts | {"written": [out]})
+        return 0
     names = f" (columns {', '.join(rows)})" if out.suffix.lower() == ".npy" else ""
     print(f"{session.many(count, 'sample')} at temperature {options.temperature:g}: {out}{names}")
     return 0
@@ -128,8 +132,7 @@ def evaluate(options: argparse.Namespace) -> int:
         facts |= {"nll": score.nats, "standard_error": score.error, "bits_per_dim": score.bits}
         facts |= {"nll_standardized": score.standardized, "bits_per_dim_standardized": score.standardized_bits}
         facts |= {"round_trip_error": error}
-        lost = [key for key, value in facts.items() if isinstance(value, float) and not math.isfinite(value)]
-        print(json.dumps(facts | dict.fromkeys(lost), indent=2))
+        print_json(facts | {"notes": notes, "written": [] if out is None else [out]})
         return 0
     print(f"{name}, {part}, {session.many(len(rows), 'row')}, networks in {precision}")
     for note in notes:

@@ -16,7 +16,7 @@ from ...nn import TableFlow
 from .. import session
 from ..distributed import Ranks
 from ..errors import TrainingError
-from ..image_task import refuse_changes
+from ..image_task import refuse_changes, written
 from ..loop import FitResult
 from ..options import TRAIN, foreign
 from ..plots import loss_curve
@@ -168,9 +168,9 @@ def finish(
     result: FitResult,
     folder: RunFolder,
     device: torch.device,
-    duration: Callable[[], str],
-) -> None:
-    """The test, the pictures and what there is to say at the end."""
+    duration: Callable[[], str] | None,
+) -> dict[str, Any]:
+    """The test, the pictures and what there is to say at the end; nothing is printed without ``duration``."""
     with session.using(folder.path), session.computing(session.precision_of(folder.read_config()), device):
         outcome = report(flow, table)
         axes, left_out = corner_axes(flow, table)
@@ -185,8 +185,10 @@ def finish(
         title=f"{table.name}: {score}",
     )
     corner(folder.corner, axes, title=f"{table.name}, {config['model']['kind']}: {score}", left_out=left_out)
-    with unread_is_fine(sys.stdout):
-        _print_result(result, outcome, flow, folder, duration())
+    if duration is not None:
+        with unread_is_fine(sys.stdout):
+            _print_result(result, outcome, flow, folder, duration())
+    return {**outcome.facts(), "test_rows": outcome.rows, "written": written(folder, folder.corner)}
 
 
 def _print_result(result: FitResult, outcome: Report, flow: TableFlow, folder: RunFolder, duration: str) -> None:
@@ -216,8 +218,7 @@ def _print_result(result: FitResult, outcome: Report, flow: TableFlow, folder: R
     given = ",".join(f"{column['name']}={_middle(column)}" for column in conditions(flow))
     given = f" --context {given}" if given else ""
     print(
-        f"\nin {folder.path}: {folder.corner.name}, {folder.loss.name}, {folder.model.name}, {folder.checkpoint.name}, "
-        f"{folder.metrics.name}, {folder.timing.name}, {folder.config.name}\n"
+        f"\nin {folder.path}: {', '.join(file.name for file in written(folder, folder.corner))}\n"
         f"\nnext\n"
         f"  nfkernels sample {folder.path} --count 1000 --out samples.csv{given}\n"
         f"  nfkernels evaluate {folder.path}",
