@@ -1,3 +1,4 @@
+from . import diagnostics as diagnostics
 from . import integrations as integrations
 from . import models as models
 from . import nn as nn

@@ -6,13 +6,13 @@ import contextlib
 import copy
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..reference.affine_coupling import compute_dtype
-from .bijection import Bijection, Inverse
+from .bijection import Bijection
+from .layer_calls import LayerCall, layer_calls
 
 # A dense Jacobian is taken where one sample has at most this many elements.
 JACOBIAN_ELEMENTS = 512
@@ -28,15 +28,27 @@ EPS = {torch.float64: 1.1e-16, torch.float32: 6e-8, torch.bfloat16: 3.9e-3, torc
 
 @dataclass
 class LayerCheck:
-    """One row: what was found for one layer. ``nan`` where it was not measured."""
+    """One row: what was found for one layer. ``nan`` where it was not measured.
+
+    Args:
+        name: as in ``flow.named_modules()``.
+        kind: the layer's class.
+        shape: of one sample of its input.
+        round_trip: ``max |inverse(forward(x)) - x| / max(1, max |x|)``, in the layer's own precision.
+        logdet_sum: ``max |logdet of forward + logdet of inverse|``, relative.
+        logdet_jacobian: ``max |logdet - slogdet(dense Jacobian)|``, relative, in float64.
+        condition: the Jacobian's largest over its smallest singular value: the inverse loses about that many units in
+            the last place.
+        problem: one sentence, empty where all is well.
+    """
 
     name: str
     kind: str
     shape: tuple[int, ...]
-    round_trip: float  # max |inverse(forward(x)) - x| / max(1, max |x|), in the layer's own precision
-    logdet_sum: float  # max |logdet(forward) + logdet(inverse)|, relative
-    logdet_jacobian: float = math.nan  # max |logdet - slogdet(dense Jacobian)|, relative, in float64
-    condition: float = math.nan  # the Jacobian's largest over smallest singular value
+    round_trip: float
+    logdet_sum: float
+    logdet_jacobian: float = math.nan
+    condition: float = math.nan
     problem: str = ""
 
     @property
@@ -44,13 +56,38 @@ class LayerCheck:
         return not self.problem
 
 
+# Heading of each column, and the attribute of a row.
+_COLUMNS = {
+    "layer": "name",
+    "kind": "kind",
+    "input": "shape",
+    "round-trip error": "round_trip",
+    "logdet fwd+inv": "logdet_sum",
+    "logdet-Jacobian": "logdet_jacobian",
+    "condition": "condition",
+    "verdict": "problem",
+}
+_LEGEND = """\
+round-trip error: inverse(forward(x)) - x, relative to x     logdet fwd+inv: their sum, which should be 0
+logdet-Jacobian: difference from autograd's, in float64      condition: of the Jacobian; its inverse loses that many
+-: not measured (no dense Jacobian beyond 512 elements)      units in the last place, 1e7 all of float32's digits"""
+
+
 @dataclass
 class CheckReport:
-    """What :meth:`Flow.check` found: print it. ``ok``: all is well; ``faults``: the rows that are not."""
+    """What :meth:`Flow.check` found: print it. ``ok``: all is well; ``faults``: the rows that are not.
+
+    Args:
+        layers: a row for each use of each layer, in the order that data met them.
+        whole: all layers together; None for a flow of one layer, and where one before the end raised.
+        unreached: layers that met no data, since one before them raised.
+        dtype: of the data, which the layers computed in.
+    """
 
     layers: list[LayerCheck] = field(default_factory=list)
     whole: LayerCheck | None = None
-    unreached: list[str] = field(default_factory=list)  # layers that met no data, since one before them raised
+    unreached: list[str] = field(default_factory=list)
+    dtype: torch.dtype = torch.float32
 
     @property
     def ok(self) -> bool:
@@ -58,99 +95,66 @@ class CheckReport:
 
     @property
     def faults(self) -> list[LayerCheck]:
-        return [row for row in (*self.layers, *([self.whole] if self.whole else ())) if not row.ok]
+        return [row for row in self._rows if not row.ok]
+
+    @property
+    def _rows(self) -> list[LayerCheck]:
+        return [*self.layers, *([self.whole] if self.whole else ())]
 
     def __str__(self) -> str:
-        head = ("layer", "kind", "shape", "round trip", "logdet +-", "logdet J", "cond J", "")
-        rows = [head]
-        for row in (*self.layers, *([self.whole] if self.whole else ())):
-            numbers = (row.round_trip, row.logdet_sum, row.logdet_jacobian, row.condition)
-            shape = " x ".join(map(str, row.shape))
-            rows.append((row.name, row.kind, shape, *map(_number, numbers), row.problem or "ok"))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        table = [tuple(_COLUMNS), *([_cell(getattr(row, key)) for key in _COLUMNS.values()] for row in self._rows)]
+        widths = [max(len(row[i]) for row in table) for i in range(len(_COLUMNS))]
+        lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in table]
         lines.insert(1, "-" * max(map(len, lines)))
-        faults = self.faults
-        if not faults:
-            lines.append(f"all {len(self.layers)} layers are well")
-        else:
-            lines.append(f"at fault first: {faults[0].name} ({faults[0].kind}): {faults[0].problem}")
+        lines += ["", _LEGEND, "", self._verdict()]
         if self.unreached:
             lines.append(f"not reached: {', '.join(self.unreached)}")
         return "\n".join(lines)
 
-
-def check(flow: nn.Module, x: Tensor, context: Tensor | None = None) -> CheckReport:
-    """See :meth:`Flow.check`. ``x [B, *event]`` is data as the flow takes it (images for an image flow).
-
-    The flow itself is left as it is: a copy in eval mode is checked, with dropout off. A layer that raises is reported,
-    not raised; what is wrong with ``x`` itself is. Cost: two forwards and one inverse per layer, and for layers of up
-    to 512 elements one dense Jacobian of three samples in float64.
-    """
-    twin = copy.deepcopy(flow).eval()
-    calls: list[_Call] = []
-    names: dict[nn.Module, list[str]] = {}  # a layer that stands in two places has two
-    for name, module in twin.bijection.named_modules(remove_duplicate=False):
-        if _is_leaf(module):
-            names.setdefault(module, []).append(name or _WHOLE)
-    waiting = {module: list(given) for module, given in names.items()}
-
-    def remember(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        data = args[0] if args else kwargs["x"]
-        given = args[1] if len(args) > 1 else kwargs.get("context")
-        given = given.detach() if isinstance(given, Tensor) else given
-        if module is twin.bijection:
-            whole.append(_Call(_WHOLE, module, data.detach(), given, kwargs.get("lengths")))
-        if module in waiting:
-            left = waiting[module]
-            name = left.pop(0) if left else names[module][-1]
-            calls.append(_Call(name, module, data.detach(), given, kwargs.get("lengths")))
-
-    whole: list[_Call] = []
-    failure: Exception | None = None
-    hooked = dict.fromkeys([twin.bijection, *names])
-    handles = [module.register_forward_pre_hook(remember, with_kwargs=True) for module in hooked]
-    try:
-        with torch.no_grad():
-            twin.encode(x, context)  # an image flow takes the middle of each grey level: no random numbers are used
-    except Exception as error:
-        if not whole:  # no layer is to blame: the data or the context is not what this flow takes
-            raise
-        failure = error
-    finally:
-        for handle in handles:
-            handle.remove()
-    report = CheckReport([_check_layer(call) for call in calls])
-    if failure is not None:
-        report.unreached = [name for left in waiting.values() for name in left]
-    if report.ok and failure is not None:  # it raises between the layers, or now and then only
-        report.whole = _check_layer(whole[0])
-        report.whole.problem = report.whole.problem or _raised(failure)
-    elif failure is None and len(calls) != 1:
-        report.whole = _check_layer(whole[0])
-    return report
+    def _verdict(self) -> str:
+        """The last line: the first fault, or how much is lost and where."""
+        faults = self.faults
+        if faults:
+            first, others = faults[0], len(faults) - 1
+            more = f" ({others} more row{' is' if others == 1 else 's are'} at fault)" if others else ""
+            return f"at fault first: {first.name} ({first.kind}): {first.problem}{more}"
+        kind = str(self.dtype).removeprefix("torch.")
+        told = f"all {len(self.layers)} layers are well" if len(self.layers) != 1 else "the layer is well"
+        trip = max(self._rows, key=lambda row: row.round_trip)
+        told += f": the largest round-trip error in {kind} is {trip.round_trip:.1e} ({trip.name.strip('()')})"
+        measured = [row for row in self.layers if not math.isnan(row.condition)]
+        if measured:
+            worst = max(measured, key=lambda row: row.condition)
+            told += f", the largest condition number {worst.condition:.1e} ({worst.name})"
+        return told
 
 
 _WHOLE = "(whole)"
 
 
-class _Call(NamedTuple):
-    """One use of one layer, and what it was given."""
+def check(flow: nn.Module, x: Tensor, context: Tensor | None = None) -> CheckReport:
+    """Round trip, log-determinant and conditioning of every layer, on data ``x [B, *event]`` as the flow takes it.
 
-    name: str
-    layer: Bijection
-    x: Tensor
-    context: Tensor | None
-    lengths: Tensor | None
+    For an image flow ``x`` is uint8 images. The flow itself is left as it is: a copy in eval mode is checked, with
+    dropout off. A layer that raises is reported, not raised; what is wrong with ``x`` or the context itself is raised
+    (``ValueError``). Cost: two forwards and one inverse per layer, and for layers of up to 512 elements one dense
+    Jacobian of three samples in float64.
+    """
+    twin = copy.deepcopy(flow).eval()
+    calls = layer_calls(twin, x, context)
+    report = CheckReport([_check_layer(call) for call in calls.layers], unreached=calls.unreached)
+    if calls.layers:
+        report.dtype = calls.layers[0].x.dtype
+    whole = calls.whole and calls.whole._replace(name=_WHOLE)
+    if report.ok and calls.failure is not None:  # it raises between the layers, or now and then only
+        report.whole = _check_layer(whole)
+        report.whole.problem = report.whole.problem or _raised(calls.failure)
+    elif calls.failure is None and len(calls.layers) != 1:
+        report.whole = _check_layer(whole)
+    return report
 
 
-def _is_leaf(module: nn.Module) -> bool:
-    if not isinstance(module, Bijection):
-        return False
-    return isinstance(module, Inverse) or not any(isinstance(m, Bijection) for m in list(module.modules())[1:])
-
-
-def _check_layer(call: _Call) -> LayerCheck:
+def _check_layer(call: LayerCall) -> LayerCheck:
     row = LayerCheck(call.name, type(call.layer).__name__, tuple(call.x.shape[1:]), math.nan, math.nan)
     try:
         row.problem = _problem(row, call)
@@ -171,7 +175,7 @@ def _raised(error: Exception) -> str:
     return f"raised: {type(error).__name__}" + (f": {text}" if text else "")
 
 
-def _problem(row: LayerCheck, call: _Call) -> str:
+def _problem(row: LayerCheck, call: LayerCall) -> str:
     """Fills the row and says what is wrong first: what later numbers rest on comes before them."""
     x, context, lengths, layer = call.x, call.context, call.lengths, call.layer
     if not _is_finite(x):
@@ -215,7 +219,7 @@ def _output_problem(x: Tensor, y: Tensor, logdet: Tensor, what: str, whose: str)
     return ""
 
 
-def _against_jacobian(row: LayerCheck, call: _Call) -> str:
+def _against_jacobian(row: LayerCheck, call: LayerCall) -> str:
     batch = call.x.shape[0]
     some = sorted({i * (batch - 1) // (JACOBIAN_SAMPLES - 1) for i in range(JACOBIAN_SAMPLES)})
     layer, x = copy.deepcopy(call.layer).double(), call.x[some].double().requires_grad_()
@@ -224,7 +228,7 @@ def _against_jacobian(row: LayerCheck, call: _Call) -> str:
     lengths = call.lengths[some] if call.lengths is not None else None
     with torch.enable_grad():
         z, logdet = layer(x, context, lengths=lengths)
-        jacobians = _jacobians(z, x)
+        jacobians = dense_jacobians(z, x)
     row.logdet_jacobian = row.condition = 0.0
     for i, jacobian in enumerate(jacobians):
         if lengths is not None:
@@ -252,7 +256,7 @@ def _known_condition(row: LayerCheck, layer: Bijection, x: Tensor) -> float:
     return row.condition
 
 
-def _jacobians(z: Tensor, x: Tensor) -> Tensor:
+def dense_jacobians(z: Tensor, x: Tensor) -> Tensor:
     """``dz[i] / dx[i]``, ``[B, D, D]``, with one backward per element: samples do not depend on each other."""
     if not z.requires_grad:
         return z.new_zeros(z.shape[0], z[0].numel(), x[0].numel())
@@ -280,5 +284,9 @@ def _largest(v: Tensor) -> float:
     return v.abs().max().item() if v.numel() else 0.0
 
 
-def _number(v: float) -> str:
-    return "-" if math.isnan(v) else f"{v:.1e}"
+def _cell(v: object) -> str:
+    if isinstance(v, tuple):
+        return " x ".join(map(str, v))
+    if isinstance(v, float):
+        return "-" if math.isnan(v) else f"{v:.1e}"
+    return str(v) or "ok"

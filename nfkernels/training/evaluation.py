@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.graph import captured
+from ..nn.modes import evaluating
 from .data.image_data import DataError, ImageData
 from .distributed import Ranks
 from .samples import Data, Samples, as_samples, dequantizes, is_image_flow, unit_of
@@ -141,18 +141,6 @@ def images_at_once(shape: Sequence[int]) -> int:
     """How many samples of this shape go through a flow at once."""
     most = _CHUNK_ROWS if len(shape) == 1 else _CHUNK
     return max(1, min(most, _CHUNK_VALUES // max(1, math.prod(shape))))
-
-
-@contextlib.contextmanager
-def evaluating(flow: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside; the mode that was there afterwards."""
-    training = flow.training
-    flow.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        flow.train(training)
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:

@@ -58,7 +58,11 @@ def test_a_sound_flow():
         assert row.round_trip < 1e-4
         assert row.logdet_jacobian < 1e-9
         assert 1 <= row.condition < 1e4
-    assert "all 3 layers are well" in str(report)
+    *_, last = str(report).splitlines()
+    assert "all 3 layers are well: the largest round-trip error in float32 is " in last
+    worst = max(report.layers, key=lambda row: row.condition)
+    assert last.endswith(f"the largest condition number {worst.condition:.1e} ({worst.name})")
+    assert [flow.get_submodule(row.name) for row in report.layers] == list(flow.bijection)
     assert flow.training
     assert all(torch.equal(v, before[k]) for k, v in flow.state_dict().items()), "check leaves the flow as it is"
 
@@ -76,10 +80,10 @@ def test_a_sound_flow():
 def test_the_layer_at_fault_is_named(layer, problem):
     report = flow_with(layer(3)).check(torch.randn(5, 3))
     assert not report.ok
-    assert report.faults[0].name == "layers.1"
+    assert report.faults[0].name == "bijection.layers.1"
     assert report.faults[0].kind == layer.__name__
     assert report.faults[0].problem.startswith(problem)
-    assert f"at fault first: layers.1 ({layer.__name__}): {problem}" in str(report)
+    assert f"at fault first: bijection.layers.1 ({layer.__name__}): {problem}" in str(report)
     assert [row.ok for row in report.layers] == [True, False, True]
 
 
@@ -108,7 +112,8 @@ def test_big_layers_skip_the_jacobian():
 def test_a_flow_of_one_layer_and_an_inverse():
     report = N.Flow(N.ActNorm(2), N.StandardNormal(2)).check(torch.randn(3, 2))
     assert report.ok
-    assert len(report.layers) == 1
+    assert [row.name for row in report.layers] == ["bijection"]
+    assert "the layer is well: " in str(report)
     assert N.Flow(N.Inverse(N.Chain(N.ActNorm(2))), N.StandardNormal(2)).check(torch.randn(3, 2)).ok
 
 
@@ -210,7 +215,7 @@ class Drops(Step):
 )
 def test_what_a_broken_layer_may_do(layer, problem):
     report = N.Flow(N.Chain(N.ActNorm(3), layer(), N.ActNorm(3)), N.StandardNormal(3)).check(torch.randn(5, 3))
-    assert [report.faults[0].name, report.faults[0].kind] == ["layers.1", layer.__name__]
+    assert [report.faults[0].name, report.faults[0].kind] == ["bijection.layers.1", layer.__name__]
     assert report.faults[0].problem.startswith(problem), report.faults[0].problem
     assert report.layers[0].ok
 
@@ -233,10 +238,11 @@ class RaisesForward(Step):
 def test_a_layer_that_no_data_comes_through_is_named(layer):
     chain = N.Chain(N.ActNorm(3), N.Chain(N.ActNorm(3), layer), N.ActNorm(3), N.ActNorm(3))
     report = N.Flow(chain, N.StandardNormal(3)).check(torch.randn(5, 3))
-    assert [row.name for row in report.layers] == ["layers.0", "layers.1.layers.0", "layers.1.layers.1"]
+    names = [row.name.removeprefix("bijection.") for row in report.layers]
+    assert names == ["layers.0", "layers.1.layers.0", "layers.1.layers.1"]
     assert [row.ok for row in report.layers] == [True, True, False]
     assert report.faults[0].problem.startswith("raised: ")
-    assert str(report).endswith("not reached: layers.2, layers.3")
+    assert str(report).endswith("not reached: bijection.layers.2, bijection.layers.3")
 
 
 def test_what_raises_between_the_layers_is_told_and_bad_data_is_raised():
@@ -256,7 +262,7 @@ def test_what_raises_between_the_layers_is_told_and_bad_data_is_raised():
 def test_every_use_of_a_shared_layer_is_checked():
     shared = N.ActNorm(3)
     report = N.Flow(N.Chain(shared, Step(), shared), N.StandardNormal(3)).check(torch.randn(5, 3))
-    assert [row.name for row in report.layers] == ["layers.0", "layers.1", "layers.2"]
+    assert [row.name for row in report.layers] == ["bijection.layers.0", "bijection.layers.1", "bijection.layers.2"]
     assert report.ok
 
 
@@ -272,3 +278,20 @@ def test_sequences_with_lengths():
     report = Padded(bijection, N.StandardNormal((4, 3))).check(x)
     assert report.ok, str(report)
     assert report.whole.logdet_jacobian < 1e-9
+
+
+def test_the_table_as_it_is_read():
+    """A heading for each column, what the numbers mean below it, and the verdict last."""
+    lines = str(flow_with(WrongInverse(3)).check(torch.randn(5, 3))).splitlines()
+    heads = ["layer", "kind", "input", "round-trip error", "logdet fwd+inv", "logdet-Jacobian", "condition", "verdict"]
+    assert [part.strip() for part in lines[0].split("  ") if part.strip()] == heads
+    assert lines[1] == "-" * len(lines[1])
+    starts = [lines[0].index(head) for head in heads]
+    for line, kind in zip(lines[2:6], ("InvertibleConv1x1", "WrongInverse", "AffineCoupling", "Chain"), strict=True):
+        cells = [line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)]
+        assert cells[1:3] == [kind, "3"]
+        assert all(cells)
+    assert lines[2].endswith("  ok")
+    assert all(head in "\n".join(lines[6:-1]) for head in heads[3:7]), "every number is explained"
+    assert lines[-1].startswith("at fault first: bijection.layers.1 (WrongInverse): its inverse does not undo it")
+    assert lines[-1].endswith("(1 more row is at fault)")

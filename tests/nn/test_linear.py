@@ -334,7 +334,7 @@ def test_check_tells_the_condition_number():
     assert report.layers[1].condition == pytest.approx(1e7, rel=1e-3)
     report = N.Flow(N.Chain(N.ActNorm(3), singular(layer)), N.StandardNormal(3)).check(torch.randn(4, 3))
     row = report.faults[0]
-    assert (row.name, row.kind) == ("layers.1", "FullLinear")
+    assert (row.name, row.kind) == ("bijection.layers.1", "FullLinear")
     assert "a matrix of this FullLinear is singular" in row.problem
     assert "condition number" in row.problem
     assert row.condition > 1e7

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..evaluation import evaluating, images_at_once, mean_and_error
+from ...nn.modes import evaluating
+from ..evaluation import images_at_once, mean_and_error
 from .columns import Rows, Table
 from .mixture import best_mixture, gaussian
 

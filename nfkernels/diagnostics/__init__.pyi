@@ -1,0 +1,13 @@
+from .conditions import Condition as Condition
+from .conditions import condition_numbers as condition_numbers
+from .evidence import Evidence as Evidence
+from .evidence import log_evidence as log_evidence
+from .levels import level_log_probs as level_log_probs
+from .outliers import auroc as auroc
+from .outliers import compressed_bits as compressed_bits
+from .outliers import outlier_scores as outlier_scores
+from .posterior import Coverage as Coverage
+from .posterior import coverage as coverage
+from .posterior import ranks as ranks
+from .symptoms import Finding as Finding
+from .symptoms import diagnose as diagnose
