@@ -17,6 +17,7 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -234,11 +235,14 @@ class Build(build_ext):
         wanted = os.environ.get(variable, "auto")
         if wanted not in ("0", "1", "auto"):
             raise SystemExit(f"{variable} must be 0, 1 or auto, got {wanted!r}")
+        output = Path(self.get_ext_fullpath(extension.name))
+        if not self.inplace:
+            output.unlink(missing_ok=True)  # an earlier build's, which would be packed in this one's place
         try:
             if wanted == "0":
                 raise RuntimeError(f"{variable}=0 left it out")
             folder = Path(self.build_temp).resolve() / extension.name.rsplit(".", 1)[1]
-            build(folder, Path(self.get_ext_fullpath(extension.name)))
+            build(folder, output)
         except Exception as error:
             if wanted == "1":
                 raise
@@ -255,9 +259,20 @@ class Build(build_ext):
                     terminal.write(message)
 
 
+class Wheel(bdist_wheel):
+    """Named after what is in it: ``cp310-abi3`` and a platform with a compiled module, ``py3-none-any`` with none."""
+
+    def run_command(self, command: str) -> None:
+        super().run_command(command)
+        if command == "build":
+            module = self.get_finalized_command("build_ext").get_ext_fullpath
+            if not any(Path(module(name)).is_file() for name in MODULES):
+                self.root_is_pure, self.distribution.ext_modules = True, None
+
+
 if __name__ == "__main__":
     setup(
         ext_modules=[Extension(name, sources=[], py_limited_api=True, optional=True) for name in MODULES],
-        cmdclass={"build_ext": Build},
+        cmdclass={"build_ext": Build, "bdist_wheel": Wheel},
         options={"bdist_wheel": {"py_limited_api": "cp310"}},
     )

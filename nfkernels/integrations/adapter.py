@@ -23,7 +23,7 @@ class Call:
 
     ``then(out, *more)`` turns what the method returned into tensors, where that is not a structure of tensors already
     (zuko's layers return transforms, and ``more`` is what these are called with). ``constants`` names keyword arguments
-    that the proof asks no gradients of: masks.
+    that the proof asks no gradients of: masks. Shapes are the module's own; what it raises goes through.
     """
 
     method: str
@@ -34,6 +34,7 @@ class Call:
     constants: tuple[str, ...] = ()
 
     def on(self, module: nn.Module) -> Any:
+        """Makes the call on ``module``."""
         out = getattr(module, self.method)(*self.args, **self.kwargs)
         return out if self.then is None else self.then(out, *self.more)
 
@@ -62,6 +63,7 @@ class Adapter:
 
     @property
     def name(self) -> str:
+        """What errors call this adapter: its module and class."""
         cls = type(self)
         return f"{cls.__module__.rpartition('nfkernels.integrations.')[2]}.{cls.__qualname__}"
 

@@ -35,6 +35,7 @@ class Row:
 
     @property
     def status(self) -> Status:
+        """``"fused"``, ``"kept"``, ``"pending"`` or ``"inactive"``, as of now."""
         return self._now()[0]
 
     @property
@@ -44,6 +45,7 @@ class Row:
 
     @property
     def reason(self) -> str:
+        """Why the layer is what it is; empty where there is nothing to say."""
         return self._now()[1]
 
     def _now(self) -> tuple[Status, str]:
@@ -78,6 +80,7 @@ class Report:
         return len(self.rows)
 
     def having(self, status: Status) -> list[Row]:
+        """The rows of one status."""
         return [row for row in self.rows if row.status == status]
 
     @property

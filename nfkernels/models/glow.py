@@ -112,14 +112,17 @@ class Glow(ImageFlow):
         """The latents of every level, finest first, each ``[B, c, h, w]`` (views of ``z [B, D]``)."""
         return self.bijection[1].split(z)
 
-    def _matched(self, context, like):
+    def _matched(self, context: Tensor | None, like: Tensor) -> Tensor | None:
         if self.classes is None and context is not None:
             raise ValueError("this Glow was built without classes: it takes no context")
         return super()._matched(context, like)
 
 
 class ClassEmbedding(Recorded, nn.Module):
-    """Labels ``int [B]`` to vectors ``[B, width]``; labels that are missing or out of range are told."""
+    """Labels, integers ``[B]``, to learned vectors ``[B, width]``.
+
+    Raises ``ValueError`` for labels that are missing, of another shape or type, or (on the CPU) out of range.
+    """
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
@@ -129,6 +132,7 @@ class ClassEmbedding(Recorded, nn.Module):
         self.table = nn.Parameter(torch.randn(classes, width))
 
     def forward(self, labels: Tensor | None) -> Tensor:
+        """``[B] -> [B, width]``."""
         if labels is None:
             raise ValueError(f"this flow was built with {self.classes} classes: give the labels as context=")
         if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:

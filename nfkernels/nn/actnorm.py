@@ -34,6 +34,7 @@ class StartsFromData(Bijection):
         raise NotImplementedError
 
     def start_if_due(self, x: Tensor, context: Tensor | None, lengths: Tensor | None) -> None:
+        """Calls :meth:`start` where this is the first batch in training mode: for a subclass's ``forward`` to begin."""
         if not self.training or self._started:
             return
         if not torch.compiler.is_compiling() and replays():  # the inverse of an Inverse
@@ -45,7 +46,7 @@ class StartsFromData(Bijection):
             self._start(x, context, lengths)
 
     @torch.no_grad()
-    def initialize(self, x, context=None, *, lengths=None):
+    def initialize(self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
         self._start(x, context, lengths)
         return self(x, context, lengths=lengths)[0]
 
@@ -81,7 +82,9 @@ class ActNorm(StartsFromData):
         self.log_scale = nn.Parameter(torch.zeros(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x, context=None, *, lengths=None):
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         check_channels(x, self.channels, "ActNorm", own=self.bias)
         self.start_if_due(x, context, lengths)
         mask = valid_mask(x, lengths)
@@ -89,7 +92,9 @@ class ActNorm(StartsFromData):
         y = y.to(x.dtype)
         return y if mask is None else torch.where(mask, y, 0.0), self._logdet(x, lengths)
 
-    def inverse(self, z, context=None, *, lengths=None):
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         check_channels(z, self.channels, "ActNorm", own=self.bias)
         mask = valid_mask(z, lengths)
         x = (z - per_channel(self.bias, z)) * torch.exp(-per_channel(self.log_scale, z))
@@ -100,7 +105,7 @@ class ActNorm(StartsFromData):
         total = self.log_scale.to(compute_dtype(x)).sum() * positions(x, lengths)
         return total.expand(x.shape[0])
 
-    def start(self, x, context, lengths):
+    def start(self, x: Tensor, context: Tensor | None, lengths: Tensor | None) -> None:
         log_scale, bias = whitening(x, valid_mask(x, lengths), layer="ActNorm")
         self.log_scale.copy_(log_scale)
         self.bias.copy_(bias)

@@ -21,8 +21,11 @@ class Base(Recorded, nn.Module):
     """A distribution over ``[*shape]``: ``log_prob(z, context=None) -> [B]`` and ``sample(n, ...) -> [n, *shape]``.
 
     Given ``lengths [B]``, ``log_prob`` counts the valid positions of the last axis only, and z may have fewer positions
-    than ``shape`` (a batch of short sequences).
+    than ``shape`` (a batch of short sequences). Raises ``ValueError`` for a z of another shape, a temperature below 0
+    and a shape with negative numbers.
     """
+
+    like: Tensor
 
     def __init__(self, shape: Sequence[int] | int) -> None:
         super().__init__()
@@ -43,9 +46,11 @@ class Base(Recorded, nn.Module):
         return constraints.independent(constraints.real, len(self.shape))
 
     def log_prob(self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
+        """``log p(z) [B]`` in nats of ``z [B, *shape]``, float32 (float64 for float64 z)."""
         raise NotImplementedError
 
     def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
+        """``n`` samples ``[n, *shape]``, on the base's device; ``temperature`` scales the standard deviation."""
         raise NotImplementedError
 
     def _mask(self, z: Tensor, lengths: Tensor | None) -> Tensor | None:
@@ -69,7 +74,7 @@ def check_temperature(temperature: float) -> None:
 class StandardNormal(Base):
     """N(0, I) over ``shape``. Temperature scales the standard deviation: 0 gives the mode."""
 
-    def log_prob(self, z, context=None, *, lengths=None):
+    def log_prob(self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
         mask = self._mask(z, lengths)
         if mask is None:
             return gaussian_log_density(z)
@@ -77,7 +82,7 @@ class StandardNormal(Base):
         count = z.shape[1] * positions(z, lengths)
         return z.square().flatten(1).sum(1).mul(-0.5) - 0.5 * LOG_2PI * count
 
-    def sample(self, n, generator=None, temperature=1.0):
+    def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         check_temperature(temperature)
         z = torch.randn(n, *self.shape, generator=generator, device=self.like.device, dtype=self.like.dtype)
         return z if temperature == 1 else z * temperature
@@ -95,7 +100,7 @@ class DiagonalNormal(Base):
         self.loc = nn.Parameter(torch.zeros(self.shape))
         self.log_scale = nn.Parameter(torch.zeros(self.shape))
 
-    def log_prob(self, z, context=None, *, lengths=None):
+    def log_prob(self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
         mask = self._mask(z, lengths)
         dtype = compute_dtype(z)
         loc, log_scale = self.loc.to(dtype), self.log_scale.to(dtype)
@@ -107,7 +112,7 @@ class DiagonalNormal(Base):
         each = -0.5 * eps.square() - log_scale - 0.5 * LOG_2PI
         return torch.where(mask, each, 0.0).flatten(1).sum(1)
 
-    def sample(self, n, generator=None, temperature=1.0):
+    def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         check_temperature(temperature)
         eps = torch.randn(n, *self.shape, generator=generator, device=self.loc.device, dtype=compute_dtype(self.loc))
         return self.loc + eps * (torch.exp(self.log_scale) * temperature)
@@ -127,10 +132,10 @@ class Uniform(Base):
         self.low, self.high = float(low), float(high)
 
     @property
-    def support(self):
+    def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.interval(self.low, self.high), len(self.shape))
 
-    def log_prob(self, z, context=None, *, lengths=None):
+    def log_prob(self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
         mask = self._mask(z, lengths)
         inside = (z >= self.low) & (z <= self.high)
         count = z.new_full(z.shape[:1], z.shape[1:].numel(), dtype=compute_dtype(z))
@@ -138,7 +143,7 @@ class Uniform(Base):
             inside, count = inside | ~mask, z.shape[1] * positions(z, lengths)
         return torch.where(inside.flatten(1).all(1), -math.log(self.high - self.low) * count, -math.inf)
 
-    def sample(self, n, generator=None, temperature=1.0):
+    def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         if temperature != 1:
             raise ValueError("a uniform base has no standard deviation that temperature could scale: leave it at 1")
         u = torch.rand(n, *self.shape, generator=generator, device=self.like.device, dtype=self.like.dtype)

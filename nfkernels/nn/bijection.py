@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,13 @@ class Bijection(Recorded, nn.Module):
     direction computed, float32 (float64 for float64 data). ``context`` goes to the conditioners, untouched.
     ``lengths`` (int64 ``[B]``) says how many positions of the last axis of ``x [B, C, T]`` are valid: the others are
     zero on both sides and count nothing.
+
+    Layers raise ``ValueError`` for data of a shape, type or device that they were not built for, for a context they
+    need and do not get, and for ``lengths`` where they have no sequence axis. A layer of one's own has a ``forward``
+    and an ``inverse``; everything else has a default.
     """
+
+    __call__: Callable[..., tuple[Tensor, Tensor]]  # for type checkers: nn.Module's own says Any
 
     @property
     def uses_context(self) -> bool:
@@ -36,11 +43,13 @@ class Bijection(Recorded, nn.Module):
     def forward(
         self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
+        """``(z, logdet [B])``, data -> latent, of ``x [B, ...]``. Raises ``ValueError`` as the class says."""
         raise NotImplementedError
 
     def inverse(
         self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
+        """``(x, logdet [B])``, latent -> data; the logdet is that of this direction, minus the forward's at ``x``."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -96,7 +105,8 @@ class Bijection(Recorded, nn.Module):
 class Chain(Bijection):
     """Layers in the order data meets them: ``Chain(a, b)`` computes ``b(a(x))``. Takes layers or one iterable of them.
 
-    Indexing gives a layer, slicing a chain; ``len`` and iteration work. Raises ``TypeError`` for what is no Bijection.
+    The data's shape is what the layers make of it; the logdet ``[B]`` is the sum of theirs, 0 for no layer. Indexing
+    gives a layer, slicing a chain; ``len`` and iteration work. Raises ``TypeError`` for what is no Bijection.
     """
 
     def __init__(self, *layers: Bijection | Iterable[Bijection]) -> None:
@@ -108,7 +118,9 @@ class Chain(Bijection):
                 raise TypeError(f"a Chain is made of Bijections, got {type(layer).__name__}")
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, x, context=None, *, lengths=None):
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         total = None
         for layer in self.layers:
             x, logdet = layer(x, context, lengths=lengths)
@@ -116,7 +128,9 @@ class Chain(Bijection):
             lengths = layer.lengths_after(lengths)
         return x, zero_logdet(x) if total is None else total
 
-    def inverse(self, z, context=None, *, lengths=None):
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         total = None
         for layer in reversed(self.layers):
             z, logdet = layer.inverse(z, context, lengths=lengths)
@@ -125,22 +139,22 @@ class Chain(Bijection):
         return z, zero_logdet(z) if total is None else total
 
     @torch.no_grad()
-    def initialize(self, x, context=None, *, lengths=None):
+    def initialize(self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
         for layer in self.layers:
             x = layer.initialize(x, context, lengths=lengths)
             lengths = layer.lengths_after(lengths)
         return x
 
     @property
-    def uses_context(self):
+    def uses_context(self) -> bool:
         return any(layer.uses_context for layer in self.layers)
 
-    def lengths_after(self, lengths):
+    def lengths_after(self, lengths: Tensor | None) -> Tensor | None:
         for layer in self.layers:
             lengths = layer.lengths_after(lengths)
         return lengths
 
-    def lengths_before(self, lengths):
+    def lengths_before(self, lengths: Tensor | None) -> Tensor | None:
         for layer in reversed(self.layers):
             lengths = layer.lengths_before(lengths)
         return lengths
@@ -151,12 +165,18 @@ class Chain(Bijection):
     def __iter__(self) -> Iterator[Bijection]:
         return iter(self.layers)
 
+    @overload
+    def __getitem__(self, index: int) -> Bijection: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Chain: ...
+
     def __getitem__(self, index: int | slice) -> Bijection:
         return Chain(*self.layers[index]) if isinstance(index, slice) else self.layers[index]
 
 
 class Inverse(Bijection):
-    """A bijection with its directions swapped; it shares the parameters of the one it is made of.
+    """A bijection with its directions swapped, shapes too; it shares the parameters of the one it is made of.
 
     What starts from data (ActNorm) starts in its own forward, which an Inverse runs on latents: inside one it keeps
     the parameters it has, in training too, and :meth:`initialize` raises ``ValueError`` if it has not started yet.
@@ -167,14 +187,18 @@ class Inverse(Bijection):
         super().__init__()
         self.bijection = bijection
 
-    def forward(self, x, context=None, *, lengths=None):
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return self.bijection.inverse(x, context, lengths=lengths)
 
-    def inverse(self, z, context=None, *, lengths=None):
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return self.bijection(z, context, lengths=lengths)
 
     @torch.no_grad()
-    def initialize(self, x, context=None, *, lengths=None):
+    def initialize(self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
         for module in self.bijection.modules():
             if getattr(module, "_started", True) is False and not bool(module.initialized):
                 raise ValueError(
@@ -184,13 +208,13 @@ class Inverse(Bijection):
         return self(x, context, lengths=lengths)[0]
 
     @property
-    def uses_context(self):
+    def uses_context(self) -> bool:
         return self.bijection.uses_context
 
-    def lengths_after(self, lengths):
+    def lengths_after(self, lengths: Tensor | None) -> Tensor | None:
         return self.bijection.lengths_before(lengths)
 
-    def lengths_before(self, lengths):
+    def lengths_before(self, lengths: Tensor | None) -> Tensor | None:
         return self.bijection.lengths_after(lengths)
 
     @property

@@ -51,9 +51,11 @@ class PhaseShift(Bijection):
         circular: numbers of the columns that are angles, all by default; the others pass through.
         low, high: where angles lie.
 
-    logdet 0. What a spline on the circle leaves in place, its ends, is another angle in every layer.
+    logdet 0. What a spline on the circle leaves in place, its ends, is another angle in every layer. Raises
+    ``ValueError`` for an empty period, for columns that are not there, and for data of another number of channels.
     """
 
+    circular: Tensor
     uses_context = False
 
     def __init__(
@@ -72,10 +74,14 @@ class PhaseShift(Bijection):
         self.phase = nn.Parameter(torch.zeros(features))
         self.register_buffer("circular", mask)
 
-    def forward(self, x, context=None, *, lengths=None):
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return self._turned(x, lengths, 1.0), zero_logdet(x)
 
-    def inverse(self, z, context=None, *, lengths=None):
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return self._turned(z, lengths, -1.0), zero_logdet(z)
 
     def _turned(self, x: Tensor, lengths: Tensor | None, sign: float) -> Tensor:
@@ -99,7 +105,14 @@ class PeriodicFeatures(Recorded, nn.Module):
             the inputs with the cosine in an angle's place, and then the sines.
         features: n. circular: the numbers of the angles among the inputs.
         low, high: an angle's period.
+
+    Raises ``ValueError`` for an empty period, for columns that are not there, and for a conditioner that says it takes
+    another number of inputs.
     """
+
+    source: Tensor
+    turning: Tensor
+    offset: Tensor
 
     def __init__(
         self,
@@ -134,6 +147,7 @@ class PeriodicFeatures(Recorded, nn.Module):
         self.register_buffer("offset", offset)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """What the conditioner makes of ``x [B, n]``."""
         dtype = compute_dtype(x)
         wide = x.to(dtype).index_select(1, self.source)
         turned = torch.sin(torch.add(self.offset.to(dtype), wide, alpha=self.rate))
@@ -149,6 +163,9 @@ class PeriodicMaskedMLP(Recorded, nn.Module):
             ``seed`` aside: features in their natural order).
         circular: the numbers of the columns that are angles.
         low, high: an angle's period.
+
+    ``[B, features] -> [B, features * params_per_feature]``, a feature's params side by side. Raises ``ValueError`` as
+    :class:`PeriodicFeatures` and :class:`MaskedMLP` do.
     """
 
     def __init__(
@@ -173,17 +190,21 @@ class PeriodicMaskedMLP(Recorded, nn.Module):
 
     @property
     def network(self) -> MaskedMLP:
+        """The network inside, whose inputs are the cosines and sines."""
         return self.periodic.conditioner
 
     @property
     def degrees(self) -> Tensor:
+        """int64 ``[features]``, as of a :class:`MaskedMLP`."""
         return self.network.degrees[: self.features]
 
     @property
     def passes(self) -> int:
+        """How many calls of the network an inverse takes."""
         return self.network.passes
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The params ``[B, features * params_per_feature]`` of ``x [B, features]``."""
         return self.periodic(x, context)[:, : self.out_channels]
 
 
@@ -194,8 +215,11 @@ class CircularNormal(Base):
         features: number of columns. circular: the numbers of those that are angles, all by default.
         low, high: where angles lie; ``log_prob`` takes any number for the angle that it is.
 
-    Temperature scales the normal columns' standard deviation alone.
+    Over ``[features]``. Temperature scales the normal columns' standard deviation alone. Raises ``ValueError`` for an
+    empty period, for columns that are not there, and as every :class:`Base`.
     """
+
+    circular: Tensor
 
     def __init__(
         self,
@@ -213,11 +237,11 @@ class CircularNormal(Base):
         # A normal's log density at 0, which stands in for an angle's, is taken back.
         self._constant = int(mask.sum()) * (0.5 * _LOG_2PI - math.log(high - low))
 
-    def log_prob(self, z, context=None, *, lengths=None):
+    def log_prob(self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
         self._mask(z, lengths)
         return gaussian_log_density(torch.where(self.circular, 0.0, z)) + self._constant
 
-    def sample(self, n, generator=None, temperature=1.0):
+    def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         check_temperature(temperature)
         options = {"generator": generator, "device": self.like.device, "dtype": self.like.dtype}
         z = torch.randn(n, *self.shape, **options) * temperature

@@ -17,6 +17,8 @@ class Columns(Bijection):
     ``ValueError`` for columns that are none, or not there. Cost: one copy of x beside the bijection's.
     """
 
+    index: Tensor
+
     def __init__(self, bijection: Bijection, columns: Sequence[int]) -> None:
         super().__init__()
         numbers = [int(c) for c in columns]
@@ -25,22 +27,26 @@ class Columns(Bijection):
         self.bijection, self.columns = bijection, numbers
         self.register_buffer("index", torch.tensor(numbers))
 
-    def forward(self, x, context=None, *, lengths=None):
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         part = self._part(x)
         y, logdet = self.bijection(part, context, lengths=lengths)
         return x.index_copy(1, self.index, y), logdet
 
-    def inverse(self, z, context=None, *, lengths=None):
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         part = self._part(z)
         x, logdet = self.bijection.inverse(part, context, lengths=lengths)
         return z.index_copy(1, self.index, x), logdet
 
     @torch.no_grad()
-    def initialize(self, x, context=None, *, lengths=None):
+    def initialize(self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
         return x.index_copy(1, self.index, self.bijection.initialize(self._part(x), context, lengths=lengths))
 
     @property
-    def uses_context(self):
+    def uses_context(self) -> bool:
         return self.bijection.uses_context
 
     def _part(self, x: Tensor) -> Tensor:

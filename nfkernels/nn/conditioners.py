@@ -56,6 +56,8 @@ class ConvConditioner(Recorded, nn.Module):
 
     The last convolution starts at zero and has a learned log-scale per channel, folded into its weight and bias.
     Given ``mask`` (bool, broadcastable, True at valid positions) nothing leaks out of the others.
+
+    Raises ``ValueError`` for options that are none, for a context it was not built for, and for one that is missing.
     """
 
     takes_mask = True
@@ -92,6 +94,7 @@ class ConvConditioner(Recorded, nn.Module):
             nn.init.zeros_(self.context.weight)
 
     def forward(self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        """``[B, in, *spatial] -> [B, out, *spatial]``, in the caller's autocast precision."""
         dtype = network_dtype(self.first.weight)
         matrices = mask is None and by_matrices(x, dtype)
         extra = None
@@ -123,6 +126,8 @@ class MLP(Recorded, nn.Module):
     ``layers`` counts the hidden ones. A context ``[B, E]`` is added to the first layer's output through a linear map.
     ``activation``: ``"relu"``, ``"silu"``, ``"gelu"``, ``"tanh"``, ``"elu"``, ``"leaky_relu"`` or ``"softplus"``.
     On the CPU a small one is one call (``ops.dense_net``).
+
+    Raises ``ValueError`` for options that are none, for a context it was not built for, and for one that is missing.
     """
 
     def __init__(
@@ -150,6 +155,7 @@ class MLP(Recorded, nn.Module):
         self.context = nn.Linear(context_channels, hidden, bias=False) if context_channels else None
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """``[B, in] -> [B, out]``, in the caller's autocast precision."""
         x = x.to(network_dtype(self.first.weight))
         shares = None
         if self.context is None:
@@ -181,7 +187,7 @@ class ResidualNet(Recorded, nn.Module):
         activation: see :class:`MLP`.
         dropout: probability, inside every block.
 
-    On the CPU a small one is one call (``ops.dense_net``).
+    On the CPU a small one is one call (``ops.dense_net``). Raises ``ValueError`` as :class:`MLP` does.
     Reference: Durkan et al. 2019 (Neural Spline Flows), appendix B.1; He et al. 2016.
     """
 
@@ -221,6 +227,7 @@ class ResidualNet(Recorded, nn.Module):
         self.context = nn.Linear(context_channels, shares * hidden) if context_channels else None
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """``[B, in] -> [B, out]``, in the caller's autocast precision."""
         x, shares, share = x.to(network_dtype(self.first.weight)), None, "none"
         if self.context is None:
             refuse_context(context, "ResidualNet")

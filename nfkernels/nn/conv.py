@@ -73,14 +73,14 @@ class _Conv(torch.autograd.Function):
     """Saves the input, and the output where its zeros are the ReLU's."""
 
     @staticmethod
-    def forward(ctx: Any, x, weight, bias, padding, relu):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, padding: int, relu: bool) -> Tensor:
         y = _FORWARD[x.device.type](x, weight, bias, padding, relu)
         ctx.save_for_backward(x, weight, bias, y if relu else None)
         ctx.padding, ctx.relu = padding, relu
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy):
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, y = ctx.saved_tensors
         need = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():  # second derivatives

@@ -23,6 +23,7 @@ class ConvResidualNet(Recorded, nn.Module):
         kernel: odd side of all but the last convolution; the size stays.
         dropout: probability, inside every block.
 
+    Raises ``ValueError`` for options that are none, for a context it was not built for, and for one that is missing.
     Reference: Dinh et al. 2017 (RealNVP), section 4.1; He et al. 2016.
     """
 
@@ -57,6 +58,7 @@ class ConvResidualNet(Recorded, nn.Module):
             nn.init.zeros_(self.context.weight)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """``[B, in, H, W] -> [B, out, H, W]``, in the caller's autocast precision."""
         dtype = network_dtype(self.first.weight)
         first, *shares = self._shares(context, dtype)
         h = _conv(x.to(dtype), self.first)

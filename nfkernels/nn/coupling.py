@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -38,6 +39,10 @@ class Coupling(Bijection):
 
     Raises ``ValueError`` for a mask that transforms nothing or everything, or that does not fit the data.
     """
+
+    channel_map: Tensor
+    kept: Tensor
+    mask: Tensor
 
     def __init__(
         self,
@@ -82,16 +87,22 @@ class Coupling(Bijection):
             self._kept_slice = as_slice(self.kept)
 
     @property
-    def uses_context(self):
+    def uses_context(self) -> bool:
         return self._with_context is not None
 
-    def forward(self, x, context=None, *, lengths=None):
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return self._run(self.transform, x, context, lengths)
 
-    def inverse(self, z, context=None, *, lengths=None):
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return self._run(self.transform.inverse, z, context, lengths)
 
-    def _run(self, transform, x: Tensor, context: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _run(
+        self, transform: Callable[..., tuple[Tensor, Tensor]], x: Tensor, context: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         check_floating(x, type(self).__name__)
         valid = valid_mask(x, lengths)
         kept, where = self._split(x, valid)
@@ -169,7 +180,16 @@ class AffineCoupling(Coupling):
             self.gain = nn.Parameter(torch.ones(int(count)))
 
     @torch.no_grad()
-    def from_output(self, z, dz, dlogdet, wanted, context=None, *, lengths=None):
+    def from_output(
+        self,
+        z: Tensor,
+        dz: Tensor | None,
+        dlogdet: Tensor | None,
+        wanted: Sequence[Tensor],
+        context: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
         if self.split != "halves":
             return super().from_output(z, dz, dlogdet, wanted, context, lengths=lengths)
         # The half that the network reads passes through: it runs once more, on the output.
@@ -188,7 +208,7 @@ class AffineCoupling(Coupling):
             self._half(dx).add_(through)
         return x, dx, found
 
-    def _options(self, x):
+    def _options(self, x: Tensor) -> dict[str, Any]:
         return {} if self.gain is None else {"gain": self.gain.to(compute_dtype(x))}
 
     def extra_repr(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
@@ -69,11 +70,11 @@ class FlowDistribution(Distribution):
         super(FlowDistribution, new).__init__(batch_shape, self.event_shape, validate_args=False)
         return new
 
-    def sample(self, sample_shape=torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: torch.Size | Sequence[int] = torch.Size()) -> Tensor:  # noqa: B008
         with torch.no_grad():
             return self.rsample(sample_shape)
 
-    def rsample(self, sample_shape=torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: torch.Size | Sequence[int] = torch.Size()) -> Tensor:  # noqa: B008
         shape = torch.Size(sample_shape)
         if self._batched:
             context = self.context.reshape(self.batch_shape.numel(), *self._axes)

@@ -48,10 +48,14 @@ class Elementwise(Bijection):
     _forward: Map
     _inverse: Map
 
-    def forward(self, x, context=None, *, lengths=None):
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return self._each(x, lengths, self._forward, self.domain, type(self).__name__)
 
-    def inverse(self, z, context=None, *, lengths=None):
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return self._each(z, lengths, self._inverse, self.range, f"the inverse of {type(self).__name__}")
 
     def _each(
@@ -183,7 +187,7 @@ class Sigmoid(_WithAlpha):
     """
 
     @property
-    def range(self):
+    def range(self) -> Interval:
         return self._unit
 
     _forward, _inverse = _WithAlpha._sigmoid, _WithAlpha._logit
@@ -196,14 +200,17 @@ class Logit(_WithAlpha):
     """
 
     @property
-    def domain(self):
+    def domain(self) -> Interval:
         return self._unit
 
     _forward, _inverse = _WithAlpha._logit, _WithAlpha._sigmoid
 
 
 class LeakyReLU(Elementwise):
-    """``y = x`` where x >= 0, else ``negative_slope * x``, from all numbers to all; the slope must be positive."""
+    """``y = x`` where x >= 0, else ``negative_slope * x``, from all numbers to all.
+
+    Raises ``ValueError`` for a slope that is not positive and finite: it would have no inverse.
+    """
 
     def __init__(self, negative_slope: float = 0.01) -> None:
         super().__init__()
@@ -233,6 +240,10 @@ class Affine(Elementwise):
     scale's sign kept. Raises ``ValueError`` if a scale is zero or not finite, on the CPU also if a learned one gets so
     in float32.
     """
+
+    sign: Tensor
+    shift: Tensor
+    scale: Tensor
 
     def __init__(self, shift: Tensor | float = 0.0, scale: Tensor | float = 1.0, learned: bool = False) -> None:
         super().__init__()

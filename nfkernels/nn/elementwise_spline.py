@@ -24,7 +24,8 @@ class ElementwiseSpline(Bijection):
         conditioner: None for learned splines, which start as the identity (on an interval that maps to itself); or a
             module ``context -> params [B, C * P]`` with ``P = spline.params_per_element``: the context decides.
 
-    The one-dimensional flow, where a coupling has nothing to condition on. Cost: one pass over x.
+    The one-dimensional flow, where a coupling has nothing to condition on. Cost: one pass over x. Raises ``ValueError``
+    for a conditioner that returns another number of params, and for a context that is missing.
     Reference: Durkan et al. 2019 (Neural Spline Flows), section 3.1.
     """
 
@@ -46,13 +47,17 @@ class ElementwiseSpline(Bijection):
         self.params = None if conditioner is not None else nn.Parameter(identity_params(self.spline, features))
 
     @property
-    def uses_context(self):
+    def uses_context(self) -> bool:
         return self.conditioner is not None
 
-    def forward(self, x, context=None, *, lengths=None):
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return self._run(x, context, lengths, False)
 
-    def inverse(self, z, context=None, *, lengths=None):
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return self._run(z, context, lengths, True)
 
     def _run(self, x: Tensor, context: Tensor | None, lengths: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -99,7 +104,7 @@ class CircularSpline(ElementwiseSpline):
         super().__init__(features, spline=Spline.circular(bins, low, high), conditioner=conditioner)
         self.phase = nn.Parameter(torch.zeros(features))
 
-    def _run(self, x, context, lengths, inverse):
+    def _run(self, x: Tensor, context: Tensor | None, lengths: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         check_channels(x, self.features, "CircularSpline", own=self.phase)
         low, high = self.spline.low, self.spline.high
         wide = x.to(compute_dtype(x))

@@ -51,13 +51,17 @@ class EmergingConv2d(ConstantJacobian):
         self.log_s = nn.Parameter(torch.zeros(2, channels))
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
 
-    def forward(self, x, context=None, *, lengths=None):
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         self._check(x, lengths)
         first, second = self._weights(x)
         y = autoregressive_conv(x, first, order=ORDERS[0], mask=self.mask)
         return autoregressive_conv(y, second, self.bias, order=ORDERS[1], mask=self.mask), self._total(self.log_s, x)
 
-    def inverse(self, z, context=None, *, lengths=None):
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         self._check(z, lengths)
         first, second = self._weights(z)
         y = autoregressive_conv(z, second, self.bias, order=ORDERS[1], mask=self.mask, inverse=True)
@@ -80,7 +84,7 @@ class EmergingConv2d(ConstantJacobian):
         weight = torch.where(diagonal, torch.exp(log_s)[:, :, None, None], weight).reshape(self.weight.shape)
         return weight[0], weight[1]
 
-    def log_abs_det(self, x, *, lengths=None):
+    def log_abs_det(self, x: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         self._check(x, lengths)
         return self._total(checked_log_scale(self.log_s, "EmergingConv2d"), x)
 

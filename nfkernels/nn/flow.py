@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from .config import Recorded
 
 if TYPE_CHECKING:
     from torch.distributions import constraints
+    from typing_extensions import Self
 
     from .check import CheckReport
     from .distribution import FlowDistribution
@@ -42,6 +43,8 @@ class Flow(Recorded, nn.Module):
     A context is embedded once for each of its entries, however many samples are drawn for it. Raises ``ValueError`` for
     a context that no layer uses, or that has another number of entries than there are samples.
     """
+
+    __call__: Callable[..., tuple[Tensor, Tensor]]  # for type checkers: nn.Module's own says Any
 
     def __init__(self, bijection: Bijection, base: Base, *, embed: nn.Module | None = None) -> None:
         super().__init__()
@@ -234,7 +237,7 @@ class Flow(Recorded, nn.Module):
         save(self, path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Any:
+    def load(cls, path: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Self:
         """The flow saved at ``path``, in eval mode. Runs no pickle. Raises ``CheckpointError`` for any other file."""
         from .serialize import CheckpointError, load
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,23 +53,23 @@ class GlowBody(StepsBody):
         extra = (None,) * self.steps if t.extra is None else t.extra.split(t.extra.shape[1] // self.steps, 1)
         return list(zip(weights, extra, self._drops(t.drop), strict=True))
 
-    def reads(self, x, tensors):
+    def reads(self, x: Tensor, tensors: Tensors) -> tuple[torch.dtype, bool]:
         first = GlowTensors(*tensors).weight1
         return first.dtype, is_channels_last(first)
 
-    def params(self, part, x, network):
+    def params(self, part: Tensor, x: Tensor, network: Any) -> Tensor:
         weights, extra, drop = network
         params = conv_net(part, weights, extra, None, drop, self.matrices, self.kernels)
         return check_precision(params, x, "GlowSteps")
 
-    def again(self, kept, x, network, wanted):
+    def again(self, kept: Tensor, x: Tensor, network: Any, wanted: Sequence[bool]) -> tuple[Tensor, Leaves]:
         weights, extra, _ = network
         leaves: Leaves = {i: v.requires_grad_() for i, v in enumerate(weights, _FIRST_WEIGHT) if wanted[i]}
         if wanted[_EXTRA] and extra is not None:
             leaves[_EXTRA] = extra.requires_grad_()
         return self.params(kept, x, network), leaves
 
-    def joined(self, place, grads):
+    def joined(self, place: int, grads: list[tuple[Tensor, Tensor | None]]) -> Tensor | None:
         of_steps = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in grads[::-1]]
         return torch.cat(of_steps, 1 if place == _EXTRA else 0)
 

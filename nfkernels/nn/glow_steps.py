@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,8 +54,12 @@ class GlowSteps(StartsFromData):
     is folded into the 1x1 (``W diag(e^s)`` and ``W b``), all K matrices are composed, inverted and differentiated in
     one batch, and the weights of the K networks lie stacked along axis 0: a step is one network, and one pass over the
     data that couples it and mixes it for the next step.
-    Cost per step: O(B C^2 P) and the network. Reference: Kingma & Dhariwal 2018 (Glow), table 1.
+    Cost per step: O(B C^2 P) and the network. Raises ``ValueError`` for fewer than 2 channels, no step, data of another
+    shape, and on the CPU for a matrix that has become singular. Reference: Kingma & Dhariwal 2018 (Glow), table 1.
     """
+
+    permutation: Tensor
+    sign_s: Tensor
 
     def __init__(
         self,
@@ -106,10 +112,12 @@ class GlowSteps(StartsFromData):
         uniform_init(self.weight2, self.bias2)
 
     @property
-    def uses_context(self):
+    def uses_context(self) -> bool:
         return self.context_channels > 0
 
-    def forward(self, x, context=None, *, lengths=None):
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         check_channels(x, self.channels, "GlowSteps", least=4, own=self.bias)
         refuse_lengths(lengths, "GlowSteps")
         self.start_if_due(x, context, lengths)
@@ -118,14 +126,25 @@ class GlowSteps(StartsFromData):
         z, logdet = keeping_output(body, x, tensors) if self.memory == "reversible" else body.forward(x, tensors)
         return z, logdet + constant
 
-    def inverse(self, z, context=None, *, lengths=None):
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         check_channels(z, self.channels, "GlowSteps", least=4, own=self.bias)
         refuse_lengths(lengths, "GlowSteps")
         tensors, constant = self._tensors(z, context, mix=False)
         x, logdet = self._body(z).inverse_and_logdet(z, tensors)
         return x, logdet - constant
 
-    def from_output(self, z, dz, dlogdet, wanted, context=None, *, lengths=None):
+    def from_output(
+        self,
+        z: Tensor,
+        dz: Tensor | None,
+        dlogdet: Tensor | None,
+        wanted: Sequence[Tensor],
+        context: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
         if dz is None:
             dz = torch.zeros_like(z)
         with torch.enable_grad():
@@ -144,7 +163,7 @@ class GlowSteps(StartsFromData):
         rebuilt = [v for v, _ in body.undone(true[-1], tensors)]
         return [relative_drift(a, b) for a, b in zip(true[:-1], reversed(rebuilt), strict=True)]
 
-    def start(self, x, context, lengths):
+    def start(self, x: Tensor, context: Tensor | None, lengths: Tensor | None) -> None:
         check_channels(x, self.channels, "GlowSteps", least=4, own=self.bias)
         matrices = self._composed(compute_dtype(x), inverse=False).weight
         body = self._body(x)

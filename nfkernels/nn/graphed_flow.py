@@ -33,6 +33,8 @@ class GraphedFlow:
             device's, random numbers from torch's own generator.
         recorder: what records; by default what the flow's device has.
         tell: called with the reason why something is not recorded; by default it is a warning.
+
+    Raises ``ValueError`` where the flow's own calls do; a batch that is replayed is not looked at.
     """
 
     def __init__(

@@ -68,7 +68,7 @@ class ImageFlow(Flow):
         *,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
-    ):
+    ) -> tuple[Tensor, Tensor]:
         """``(z, logdet)`` of images (dequantised at random) or of x in ``[0, 1)``; logdet is with respect to x.
 
         From the logdet of images ``log q(u | image)`` is taken off (0 where u is uniform): with it
@@ -184,7 +184,15 @@ class ImageFlow(Flow):
         return super().decode(z, context, batch_size=batch_size)
 
     @torch.no_grad()
-    def sample(self, n=1, context=None, *, temperature=1.0, generator=None, batch_size=None):
+    def sample(
+        self,
+        n: int = 1,
+        context: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
         """Images ``uint8 [n, C, H, W]`` (``[n, B, C, H, W]`` for a context ``[B, ...]``); see :meth:`Flow.sample`."""
         return self.quantize(
             self.rsample(n, context, temperature=temperature, generator=generator, batch_size=batch_size)

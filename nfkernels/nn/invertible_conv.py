@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -48,6 +49,9 @@ class InvertibleConv1x1(LinearBijection):
     Dhariwal 2018 (Glow), section 3.2, eq. 10-11; QR: Hoogeboom et al. 2019, section 4.1.
     """
 
+    permutation: Tensor
+    sign_s: Tensor
+
     def __init__(
         self, channels: int, parametrization: Parametrization = "plu", *, groups: int = 1, shared: bool = False
     ) -> None:
@@ -75,17 +79,26 @@ class InvertibleConv1x1(LinearBijection):
     def _parameter(self, v: Tensor) -> nn.Parameter:
         return nn.Parameter(v[0] if self._one else v)
 
-    def multiply(self, x):
+    def multiply(self, x: Tensor) -> Tensor:
         return self._mix(x, self.matrices(compute_dtype(x)))
 
-    def solve(self, y):
+    def solve(self, y: Tensor) -> Tensor:
         dtype = compute_dtype(y)
         return self._mix(
             y, cached(self, "inverse", dtype, (*self.parameters(), *self.buffers()), lambda: self.inverses(dtype))
         )
 
     @torch.no_grad()
-    def from_output(self, z, dz, dlogdet, wanted, context=None, *, lengths=None):
+    def from_output(
+        self,
+        z: Tensor,
+        dz: Tensor | None,
+        dlogdet: Tensor | None,
+        wanted: Sequence[Tensor],
+        context: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
         if self.groups > 1:
             return super().from_output(z, dz, dlogdet, wanted, context, lengths=lengths)
         dtype = compute_dtype(z)
@@ -114,21 +127,21 @@ class InvertibleConv1x1(LinearBijection):
                 return torch.linalg.solve_triangular(self._triangle(), transpose, upper=True)
         return self._composed(dtype, weight=False).inverse
 
-    def log_abs_det_matrix(self, dtype):
+    def log_abs_det_matrix(self, dtype: torch.dtype) -> Tensor:
         repeats = self.groups if self.shared else 1
         if self.parametrization != "full":
             log_s = checked_log_scale(self.log_s, "InvertibleConv1x1")
             return repeats * log_s.sum(dtype=exact_dtype(log_s)).to(dtype)
         return repeats * log_abs_det_of(self, self.weight).to(dtype)
 
-    def matrix(self):
+    def matrix(self) -> Tensor:
         matrices = self.matrices(exact_dtype(next(self.parameters())))
         if self.groups == 1:
             return matrices
         return torch.block_diag(*(matrices.expand(self.groups, -1, -1) if self._one else matrices))
 
     @torch.no_grad()
-    def condition_number(self, shape=None):
+    def condition_number(self, shape: tuple[int, ...] | None = None) -> float:
         return condition_of(self.matrices(torch.float64))
 
     def _mix(self, x: Tensor, matrices: Tensor) -> Tensor:

@@ -37,10 +37,10 @@ class MixtureNormal(Base):
         self.log_scale = nn.Parameter(torch.zeros(components, *self.shape))
 
     @property
-    def has_rsample(self):
+    def has_rsample(self) -> bool:
         return not self.logits.requires_grad
 
-    def log_prob(self, z, context=None, *, lengths=None):
+    def log_prob(self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
         mask, dtype = self._mask(z, lengths), compute_dtype(z)
         z, loc, log_scale = z.to(dtype)[:, None], self.loc.to(dtype), self.log_scale.to(dtype)
         if mask is not None:
@@ -52,7 +52,7 @@ class MixtureNormal(Base):
         each = each.sum(tuple(range(2, each.dim()))) if each.dim() > 2 else each
         return torch.logsumexp(each + self.logits.to(dtype).log_softmax(0), 1)
 
-    def sample(self, n, generator=None, temperature=1.0):
+    def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         check_temperature(temperature)
         dtype, device = compute_dtype(self.loc), self.loc.device
         u = torch.rand(n, generator=generator, device=device, dtype=dtype)
@@ -80,6 +80,8 @@ class StudentT(Base):
     triangular flows); Alexanderson and Henter 2020.
     """
 
+    log_df: Tensor
+
     def __init__(self, shape: Sequence[int] | int, df: float | Tensor = 5.0, *, learned: bool = False) -> None:
         super().__init__(shape)
         given = torch.as_tensor(df, dtype=torch.float32)
@@ -98,7 +100,7 @@ class StudentT(Base):
     def df(self) -> Tensor:
         return self.log_df.exp()
 
-    def log_prob(self, z, context=None, *, lengths=None):
+    def log_prob(self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
         mask, dtype = self._mask(z, lengths), compute_dtype(z)
         z, df = z.to(dtype), self.log_df.to(dtype).exp()
         if mask is not None:
@@ -115,7 +117,7 @@ class StudentT(Base):
             each = torch.where(mask, each, 0.0)
         return each.sum(tuple(range(1, each.dim()))) if each.dim() > 1 else each
 
-    def sample(self, n, generator=None, temperature=1.0):
+    def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         check_temperature(temperature)
         half = 0.5 * self.log_df.to(compute_dtype(self.log_df)).exp().expand(n, *self.shape)
         eps = torch.randn(half.shape, generator=generator, device=half.device, dtype=half.dtype)

@@ -37,17 +37,17 @@ class FullLinear(LinearBijection):
         super().__init__(features, bias)
         self.weight = nn.Parameter(random_rotations(1, features)[0])
 
-    def multiply(self, x):
+    def multiply(self, x: Tensor) -> Tensor:
         return channel_mix(x, self.weight, self.bias)
 
-    def solve(self, y):
+    def solve(self, y: Tensor) -> Tensor:
         inverse = cached(self, "inverse", None, (self.weight,), lambda: inverse_of(self.matrix()))
         return channel_mix(y, inverse, None if self.bias is None else -(inverse * self.bias).sum(1))
 
-    def log_abs_det_matrix(self, dtype):
+    def log_abs_det_matrix(self, dtype: torch.dtype) -> Tensor:
         return log_abs_det_of(self, self.weight).to(dtype)
 
-    def matrix(self):
+    def matrix(self) -> Tensor:
         return self.weight.to(exact_dtype(self.weight))
 
 
@@ -62,23 +62,23 @@ class DiagonalLinear(LinearBijection):
         super().__init__(features, bias)
         self.log_scale = nn.Parameter(torch.zeros(features))
 
-    def multiply(self, x):
+    def multiply(self, x: Tensor) -> Tensor:
         scale = torch.exp(per_channel(checked_log_scale(self.log_scale, "DiagonalLinear", "log_scale"), x))
         return add_bias(x * scale, self.bias).to(x.dtype)
 
-    def solve(self, y):
+    def solve(self, y: Tensor) -> Tensor:
         scale = torch.exp(-per_channel(checked_log_scale(self.log_scale, "DiagonalLinear", "log_scale"), y))
         return (subtract_bias(y, self.bias) * scale).to(y.dtype)
 
-    def log_abs_det_matrix(self, dtype):
+    def log_abs_det_matrix(self, dtype: torch.dtype) -> Tensor:
         return self.log_scale.sum(dtype=exact_dtype(self.log_scale)).to(dtype)
 
     @torch.no_grad()
-    def condition_number(self, shape=None):
+    def condition_number(self, shape: tuple[int, ...] | None = None) -> float:
         log_scale = self.log_scale.double()
         return torch.exp(log_scale.max() - log_scale.min()).item()
 
-    def matrix(self):
+    def matrix(self) -> Tensor:
         return torch.diag(torch.exp(self.log_scale.to(exact_dtype(self.log_scale))))
 
 
@@ -96,18 +96,18 @@ class TriangularLinear(LinearBijection):
         self.weight = nn.Parameter(torch.zeros(features, features))  # beside the triangle it is not looked at
         self.log_scale = nn.Parameter(torch.zeros(features))
 
-    def multiply(self, x):
+    def multiply(self, x: Tensor) -> Tensor:
         triangle = self._triangle(compute_dtype(x))
         return channel_mix(x, triangle.tril() if self.lower else triangle.triu(), self.bias)
 
-    def solve(self, y):
+    def solve(self, y: Tensor) -> Tensor:
         triangle = self._triangle(compute_dtype(y))
         return solve_triangular(subtract_bias(y, self.bias), triangle, upper=not self.lower).to(y.dtype)
 
-    def log_abs_det_matrix(self, dtype):
+    def log_abs_det_matrix(self, dtype: torch.dtype) -> Tensor:
         return self.log_scale.sum(dtype=exact_dtype(self.log_scale)).to(dtype)
 
-    def matrix(self):
+    def matrix(self) -> Tensor:
         triangle = self._triangle(exact_dtype(self.weight))
         return triangle.tril() if self.lower else triangle.triu()
 
@@ -133,22 +133,22 @@ class BlockDiagonalLinear(LinearBijection):
         self.block = block
         self.weight = nn.Parameter(random_rotations(features // block, block))
 
-    def multiply(self, x):
+    def multiply(self, x: Tensor) -> Tensor:
         return add_bias(block_product(x, self.weight), self.bias).to(x.dtype)
 
-    def solve(self, y):
+    def solve(self, y: Tensor) -> Tensor:
         weight = self.weight
         inverse = cached(self, "inverse", None, (weight,), lambda: inverse_of(weight.to(exact_dtype(weight))))
         return block_product(subtract_bias(y, self.bias), inverse).to(y.dtype)
 
-    def log_abs_det_matrix(self, dtype):
+    def log_abs_det_matrix(self, dtype: torch.dtype) -> Tensor:
         return log_abs_det_of(self, self.weight).to(dtype)
 
-    def matrix(self):
+    def matrix(self) -> Tensor:
         return torch.block_diag(*self.weight.to(exact_dtype(self.weight)))
 
     @torch.no_grad()
-    def condition_number(self, shape=None):
+    def condition_number(self, shape: tuple[int, ...] | None = None) -> float:
         return condition_of(self.weight)  # O(c^2 D): all blocks' singular values are the matrix's
 
     def extra_repr(self) -> str:

@@ -57,22 +57,26 @@ class LinearBijection(ConstantJacobian):
         """W, ``[features, features]``, dense, for a look at it: O(features^3) in the worst case."""
         raise NotImplementedError
 
-    def forward(self, x, context=None, *, lengths=None):
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         check_channels(x, self.features, type(self).__name__, own=self._any_parameter())
         return self._valid(self.multiply(x), lengths), self.log_abs_det(x, lengths=lengths)
 
-    def inverse(self, z, context=None, *, lengths=None):
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         check_channels(z, self.features, type(self).__name__, own=self._any_parameter())
         return self._valid(self.solve(z), lengths), -self.log_abs_det(z, lengths=lengths)
 
-    def log_abs_det(self, x, *, lengths=None):
+    def log_abs_det(self, x: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         logdet, count = self.log_abs_det_matrix(compute_dtype(x)), positions(x, lengths)
         if not isinstance(count, int) or count != 1:  # a product less for every table
             logdet = logdet * count
         return logdet.expand(x.shape[0])
 
     @torch.no_grad()
-    def condition_number(self, shape=None):
+    def condition_number(self, shape: tuple[int, ...] | None = None) -> float:
         return condition_of(self.matrix())
 
     def _any_parameter(self) -> Tensor:

@@ -35,6 +35,9 @@ class LULinear(LinearBijection):
     Reference: Kingma & Dhariwal 2018 (Glow), section 3.2, eq. 10; Oliva et al. 2018.
     """
 
+    permutation: Tensor
+    sign_s: Tensor
+
     def __init__(
         self,
         features: int,
@@ -67,10 +70,14 @@ class LULinear(LinearBijection):
         self.register_buffer("permutation", order)
         self.register_buffer("sign_s", sign)
 
-    def forward(self, x, context=None, *, lengths=None):
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return super().forward(x, lengths=lengths) if lengths is not None else self._at_once(x, False)
 
-    def inverse(self, z, context=None, *, lengths=None):
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return super().inverse(z, lengths=lengths) if lengths is not None else self._at_once(z, True)
 
     def _at_once(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -81,10 +88,10 @@ class LULinear(LinearBijection):
             diagonal=self.diagonal, eps=self.eps, inverse=inverse,
         )  # fmt: skip
 
-    def multiply(self, x):
+    def multiply(self, x: Tensor) -> Tensor:
         return self._apply_factors(x, False)
 
-    def solve(self, y):
+    def solve(self, y: Tensor) -> Tensor:
         return self._apply_factors(y, True)
 
     def _apply_factors(self, x: Tensor, inverse: bool) -> Tensor:
@@ -105,12 +112,12 @@ class LULinear(LinearBijection):
         kind = Diagonal[self.diagonal]
         return diagonal_of(log_s.to(exact_dtype(log_s)), None, kind, self.eps)[1]
 
-    def log_abs_det_matrix(self, dtype):
+    def log_abs_det_matrix(self, dtype: torch.dtype) -> Tensor:
         if self.diagonal == "exp":
             return self.log_s.sum(dtype=exact_dtype(self.log_s)).to(dtype)
         return self._log_diagonal(self.log_s).sum().to(dtype)
 
-    def matrix(self):
+    def matrix(self) -> Tensor:
         dtype = exact_dtype(self.lower)
         s = torch.exp(self._log_diagonal(self.log_s))
         upper = self.upper.to(dtype).triu(1) + torch.diag(s if self.sign_s is None else s * self.sign_s)

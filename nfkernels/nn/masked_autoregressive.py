@@ -83,14 +83,18 @@ class MaskedAutoregressive(Bijection):
         return self._passes or getattr(self.conditioner, "passes", None) or self.features
 
     @property
-    def uses_context(self):
+    def uses_context(self) -> bool:
         return self._with_context is not None
 
-    def forward(self, x, context=None, *, lengths=None):
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         self._check(x, lengths)
         return self.transform(x, self._params(x, context))
 
-    def inverse(self, z, context=None, *, lengths=None):
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         self._check(z, lengths)
         made = self._fused(z, context)
         if made is not None:
@@ -232,7 +236,7 @@ class _Solved(torch.autograd.Function):
     give u to the last digit, and nothing is divided."""
 
     @staticmethod
-    def forward(ctx: Any, inner: _Inner, z: Tensor, *tensors: Tensor | None):
+    def forward(ctx: Any, inner: _Inner, z: Tensor, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
         x, logdet = inner.layer._in_turn(z, tensors[0])
         ctx.save_for_backward(x, z, *tensors)
         ctx.set_materialize_grads(False)
@@ -240,7 +244,7 @@ class _Solved(torch.autograd.Function):
         return x, logdet
 
     @staticmethod
-    def backward(ctx: Any, dx, dlogdet):
+    def backward(ctx: Any, dx: Tensor | None, dlogdet: Tensor | None) -> tuple[Any, ...]:
         x, *tensors = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1:]
         if dx is None and dlogdet is None:
@@ -265,7 +269,9 @@ class _Solved(torch.autograd.Function):
         return None, *(next(rest) if w else None for w in wanted)
 
 
-def _solve(made: tuple[Tensor, Tensor], known: Tensor, dx: Tensor | None, dlogdet: Tensor | None, passes: int):
+def _solve(
+    made: tuple[Tensor, Tensor], known: Tensor, dx: Tensor | None, dlogdet: Tensor | None, passes: int
+) -> Tensor:
     g = torch.zeros_like(known) if dx is None else dx
     if passes == 1:
         return g

@@ -49,6 +49,8 @@ class MaskedMLP(Recorded, nn.Module):
     8-14; the blocks are nflows'.
     """
 
+    degrees: Tensor
+
     def __init__(
         self,
         features: int,
@@ -88,6 +90,7 @@ class MaskedMLP(Recorded, nn.Module):
         self.register_load_state_dict_post_hook(_make_masks)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The params ``[B, D * P]`` of ``x [B, D]``, a feature's side by side."""
         x = x.to(network_dtype(self.first.weight))
         (first, b), *hidden, last = self.weights()
         extra = self.context_terms(context)

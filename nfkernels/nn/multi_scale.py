@@ -17,7 +17,8 @@ class MultiScale(Bijection):
         levels: bijections on ``[B, C, *spatial]``, coarser and coarser.
         shapes: the output shape ``(C, *spatial)`` of every level, before its half leaves.
 
-    Dimension is kept: z is flat, the latents of the first level first; :meth:`split` gives them back in shape.
+    Dimension is kept: z is flat, the latents of the first level first; :meth:`split` gives them back in shape. Raises
+    ``ValueError`` without one shape for each level, and for ``lengths``.
     Reference: Dinh et al. 2017 (RealNVP), section 3.6.
     """
 
@@ -30,7 +31,9 @@ class MultiScale(Bijection):
         self.latent_shapes = [(c // 2, *rest) for c, *rest in self.shapes[:-1]] + [self.shapes[-1]]
         self.sizes = [torch.Size(shape).numel() for shape in self.latent_shapes]
 
-    def forward(self, x, context=None, *, lengths=None):
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         refuse_lengths(lengths, "MultiScale")
         total, leaving = None, []
         for level, latent in zip(self.levels, self.latent_shapes, strict=True):
@@ -41,7 +44,9 @@ class MultiScale(Bijection):
             x = x.narrow(1, 0, kept)
         return torch.cat(leaving, 1), total
 
-    def inverse(self, z, context=None, *, lengths=None):
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         refuse_lengths(lengths, "MultiScale")
         total, x = None, None
         for level, latent in zip(reversed(self.levels), reversed(self.split(z)), strict=True):
@@ -51,7 +56,7 @@ class MultiScale(Bijection):
         return x, total
 
     @torch.no_grad()
-    def initialize(self, x, context=None, *, lengths=None):
+    def initialize(self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
         refuse_lengths(lengths, "MultiScale")
         leaving = []
         for level, latent in zip(self.levels, self.latent_shapes, strict=True):
@@ -62,7 +67,7 @@ class MultiScale(Bijection):
         return torch.cat(leaving, 1)
 
     @property
-    def uses_context(self):
+    def uses_context(self) -> bool:
         return any(level.uses_context for level in self.levels)
 
     def split(self, z: Tensor) -> list[Tensor]:

@@ -58,19 +58,19 @@ class HouseholderOrthogonal(LinearBijection):
         super().__init__(features, bias)
         self.vectors = random_vectors(features, reflections, "HouseholderOrthogonal")
 
-    def multiply(self, x):
+    def multiply(self, x: Tensor) -> Tensor:
         return add_bias(reflect(self, x), self.bias).to(x.dtype)
 
-    def solve(self, y):
+    def solve(self, y: Tensor) -> Tensor:
         return reflect(self, subtract_bias(y, self.bias), transposed=True).to(y.dtype)
 
-    def log_abs_det_matrix(self, dtype):
+    def log_abs_det_matrix(self, dtype: torch.dtype) -> Tensor:
         return self.vectors.new_zeros((), dtype=dtype)
 
-    def condition_number(self, shape=None):
+    def condition_number(self, shape: tuple[int, ...] | None = None) -> float:
         return 1.0 if bool((self.vectors.detach().abs().sum(1) > 0).all()) else math.nan
 
-    def matrix(self):
+    def matrix(self) -> Tensor:
         return rotation(*reflection_factors(self.vectors, "HouseholderOrthogonal"))
 
     def extra_repr(self) -> str:
@@ -121,18 +121,18 @@ class QRLinear(LinearBijection):
         self.upper = nn.Parameter(torch.zeros(features, features))  # beside the triangle it is not looked at
         self.log_scale = nn.Parameter(torch.zeros(features))
 
-    def multiply(self, x):
+    def multiply(self, x: Tensor) -> Tensor:
         y = product(x, self._triangle(compute_dtype(x)).triu())
         return add_bias(reflect(self, y), self.bias).to(x.dtype)
 
-    def solve(self, y):
+    def solve(self, y: Tensor) -> Tensor:
         x = reflect(self, subtract_bias(y, self.bias), transposed=True)
         return solve_triangular(x, self._triangle(x.dtype), upper=True).to(y.dtype)
 
-    def log_abs_det_matrix(self, dtype):
+    def log_abs_det_matrix(self, dtype: torch.dtype) -> Tensor:
         return self.log_scale.sum(dtype=exact_dtype(self.log_scale)).to(dtype)
 
-    def matrix(self):
+    def matrix(self) -> Tensor:
         return rotation(*reflection_factors(self.vectors, "QRLinear")) @ self._triangle(exact_dtype(self.upper)).triu()
 
     def _triangle(self, dtype: torch.dtype) -> Tensor:

@@ -25,7 +25,7 @@ class _PeriodicConv(SpectralConv):
 
     # --- the kernel, frequency by frequency ---
 
-    def _spectrum(self, sizes):
+    def _spectrum(self, sizes: tuple[int, ...]) -> Tensor:
         """``K(f)`` of the half spectrum: complex ``[*half, C, C]``, depthwise ``[C, *half]``.
 
         A sum over taps, each with its phase modulo the size: a kernel wider than the image wraps by itself.
@@ -42,7 +42,7 @@ class _PeriodicConv(SpectralConv):
             spectrum = torch.tensordot(phase, spectrum, dims=([1], [self.dims - 1]))
         return spectrum.squeeze(-1).movedim(-1, 0) if self.depthwise else spectrum
 
-    def _log_det(self, spectrum, sizes):
+    def _log_det(self, spectrum: Tensor, sizes: tuple[int, ...]) -> Tensor:
         if self.depthwise:
             square = _square(spectrum)
             gone = self._vanishes(square)
@@ -61,7 +61,7 @@ class _PeriodicConv(SpectralConv):
             times[-1] = 1.0
         return (each * times).sum()
 
-    def _prepare_inverse(self, sizes, dtype):
+    def _prepare_inverse(self, sizes: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         spectrum = self._spectrum(sizes)
         logdet = self._log_det(spectrum, sizes)
         if self.depthwise:
@@ -71,7 +71,7 @@ class _PeriodicConv(SpectralConv):
             inverse = torch.where(torch.isneginf(logdet), math.nan, torch.linalg.inv_ex(spectrum)[0])
         return inverse.to(_complex(dtype)), logdet.to(dtype)
 
-    def _singular_values(self, spectrum):
+    def _singular_values(self, spectrum: Tensor) -> Tensor:
         return spectrum.abs() if self.depthwise else torch.linalg.svdvals(spectrum)
 
     def _vanishes(self, square: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class _PeriodicConv(SpectralConv):
 
     # --- the data ---
 
-    def _filter(self, x, spectrum):
+    def _filter(self, x: Tensor, spectrum: Tensor) -> Tensor:
         sizes, axes = x.shape[2:], tuple(range(2, x.dim()))
         dtype = _complex(x.dtype)
         data = torch.fft.rfftn(x, dim=axes)

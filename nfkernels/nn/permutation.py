@@ -27,6 +27,9 @@ class Permutation(ConstantJacobian):
     no permutation.
     """
 
+    permutation: Tensor
+    inverse_permutation: Tensor
+
     def __init__(
         self,
         features: int,
@@ -58,10 +61,14 @@ class Permutation(ConstantJacobian):
         self.register_buffer("permutation", order)
         self.register_buffer("inverse_permutation", order.argsort())
 
-    def forward(self, x, context=None, *, lengths=None):
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return self._ordered(x, self.permutation, lengths)
 
-    def inverse(self, z, context=None, *, lengths=None):
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return self._ordered(z, self.inverse_permutation, lengths)
 
     def _ordered(self, x: Tensor, order: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -70,10 +77,10 @@ class Permutation(ConstantJacobian):
         y = x.index_select(1, order)
         return y if mask is None else torch.where(mask, y, 0.0), zero_logdet(x)
 
-    def log_abs_det(self, x, *, lengths=None):
+    def log_abs_det(self, x: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         return zero_logdet(x)
 
-    def condition_number(self, shape=None):
+    def condition_number(self, shape: tuple[int, ...] | None = None) -> float:
         return 1.0
 
     def extra_repr(self) -> str:

@@ -59,7 +59,7 @@ def keeping_output(body: Body, x: Tensor, tensors: Tensors) -> tuple[Tensor, Ten
 
 class _KeepingOutput(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, body: Body, x: Tensor, *tensors: Tensor | None):
+    def forward(ctx: Any, body: Body, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
         z, logdet = body.forward(x, tensors)
         ctx.save_for_backward(z, *tensors)
         ctx.set_materialize_grads(False)
@@ -67,7 +67,7 @@ class _KeepingOutput(torch.autograd.Function):
         return z, logdet
 
     @staticmethod
-    def backward(ctx: Any, dz, dlogdet):
+    def backward(ctx: Any, dz: Tensor | None, dlogdet: Tensor | None) -> tuple[Any, ...]:
         z, *tensors = ctx.saved_tensors
         wanted = ctx.needs_input_grad[2:]
         if dz is None and dlogdet is None:
@@ -78,7 +78,9 @@ class _KeepingOutput(torch.autograd.Function):
         return None, dx if ctx.needs_input_grad[1] else None, *grads
 
 
-def _differentiable(body, z, dz, dlogdet, tensors, wanted):
+def _differentiable(
+    body: Body, z: Tensor, dz: Tensor | None, dlogdet: Tensor | None, tensors: Tensors, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Gradients]:
     """The gradients as functions of output and tensors, for second derivatives: everything is stored here."""
     x = body.inverse(z, tensors)
     # Aliases: x depends on the tensors as well, and what is wanted are the gradients at x held fixed.
@@ -106,11 +108,15 @@ class ReversibleSequential(Chain):
     forward. Rebuilt inputs carry the rounding errors of the inverses, which grow with depth and with the layers'
     condition numbers (:func:`drift` measures them); a scale map with a floor bounds them.
 
-    Cost: one more forward in each backward. Kept are the output, the context and the parameters. Under
-    ``torch.compile`` and ``torch.func`` it is a Chain. Reference: Gomez et al. 2017 (RevNet), section 3.
+    Shapes are those of the layers. Raises what the layers raise, and ``NotImplementedError`` in a backward that meets a
+    layer without an inverse. Cost: one more forward in each backward. Kept are the output, the context and the
+    parameters. Under ``torch.compile`` and ``torch.func`` it is a Chain. Reference: Gomez et al. 2017 (RevNet),
+    section 3.
     """
 
-    def forward(self, x, context=None, *, lengths=None):
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         if not len(self) or torch.compiler.is_compiling() or under_transform():
             return super().forward(x, context, lengths=lengths)
         # Frozen parameters and lengths, too: what is written into them before the backward is told.
@@ -140,12 +146,14 @@ def drift(flow: nn.Module, x: Tensor, context: Tensor | None = None) -> dict[str
 
     Args:
         flow: a Bijection or Flow with ``GlowSteps`` or ``ReversibleSequential`` inside; run once, in eval mode.
-        x, context: what its forward takes.
+        x, context: what its forward takes, ``[B, ...]`` each.
 
     Returns:
         For each such module, by its name: the error at the input of each step or layer, first to last: the largest
         ``|rebuilt - true|`` over the root mean square of the true input. An error of 1e-3 or more is one that
         gradients will show. Cost: a forward and an inverse, with every input kept.
+
+    Raises ``ValueError`` where the flow does for such data.
     """
     found: dict[str, list[float]] = {}
 
@@ -202,13 +210,13 @@ class _Layers:
         self.autocast = autocast_state(device)
         self.random: list[RandomState] = []
 
-    def forward(self, x, tensors):
+    def forward(self, x: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
         if self.random:  # a second time, for second derivatives
             with as_in_forward(self.device, self.autocast):
                 return self._forward(x, tensors, again=True)
         return self._forward(x, tensors, again=False)
 
-    def _forward(self, x, tensors, again: bool):
+    def _forward(self, x: Tensor, tensors: Tensors, again: bool) -> tuple[Tensor, Tensor]:
         total = None
         for index, layer in enumerate(self.layers):
             lengths = self.lengths[index]
@@ -222,14 +230,16 @@ class _Layers:
                 self.lengths.append(layer.lengths_after(lengths))
         return x, total
 
-    def inverse(self, z, tensors):
+    def inverse(self, z: Tensor, tensors: Tensors) -> Tensor:
         with as_in_forward(self.device, self.autocast):
             for index in reversed(range(len(self.layers))):
                 set_random_state(self.random[index], self.device)
                 z, _ = self._call(index, "inverse", tensors, z, tensors[0], lengths=self.lengths[index + 1])
         return z
 
-    def backward(self, z, dz, dlogdet, tensors, wanted):
+    def backward(
+        self, z: Tensor, dz: Tensor | None, dlogdet: Tensor | None, tensors: Tensors, wanted: Sequence[bool]
+    ) -> tuple[Tensor | None, Gradients]:
         leaves = [t.detach().requires_grad_() if w else t for t, w in zip(tensors, wanted, strict=True)]
         grads: Gradients = [None] * len(wanted)
         with as_in_forward(self.device, self.autocast):

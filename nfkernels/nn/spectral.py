@@ -31,7 +31,9 @@ class SpectralConv(ConstantJacobian):
         self.channels, self.dims = channels, dims
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
 
-    def forward(self, x, context=None, *, lengths=None):
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         sizes, dtype = self._sizes(x, lengths), compute_dtype(x)
         spectrum = self._spectrum(sizes)
         logdet = self._log_det(spectrum, sizes)
@@ -40,11 +42,13 @@ class SpectralConv(ConstantJacobian):
             y = y + per_channel(self.bias, x)
         return y.to(x.dtype), logdet.to(dtype).expand(x.shape[0])
 
-    def log_abs_det(self, x, *, lengths=None):
+    def log_abs_det(self, x: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         sizes = self._sizes(x, lengths)
         return self._log_det(self._spectrum(sizes), sizes).to(compute_dtype(x)).expand(x.shape[0])
 
-    def inverse(self, z, context=None, *, lengths=None):
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         sizes, dtype = self._sizes(z, lengths), compute_dtype(z)
         inverse, logdet = cached(
             self, "inverse", (sizes, dtype), (self.weight,), lambda: self._prepare_inverse(sizes, dtype)
@@ -52,7 +56,7 @@ class SpectralConv(ConstantJacobian):
         x = z.to(dtype) if self.bias is None else z.to(dtype) - per_channel(self.bias, z)
         return self._filtered(x, inverse).to(z.dtype), -logdet.expand(z.shape[0])
 
-    def condition_number(self, shape=None):
+    def condition_number(self, shape: tuple[int, ...] | None = None) -> float:
         """Of the map on data of ``shape`` (its last axes are the image's): about 1e16 and more if it has no inverse."""
         if shape is None or len(shape) < self.dims:
             raise ValueError(

@@ -22,6 +22,7 @@ class SplitPrior(Bijection):
     convolution of z1 (side ``kernel``; zero-initialised, with a learned log-scale) plus, where ``context_channels``
     is not 0, a linear map of a context ``[B, E]``.
 
+    On ``x [B, C, *spatial]``. Raises ``ValueError`` for fewer than 2 channels, and for a context that does not fit.
     Reference: Dinh et al. 2017 (RealNVP), section 3.6; Kingma & Dhariwal 2018 (Glow), figure 2b.
     """
 
@@ -35,16 +36,20 @@ class SplitPrior(Bijection):
         )
 
     @property
-    def uses_context(self):
+    def uses_context(self) -> bool:
         return self.conditioner.context is not None
 
-    def forward(self, x, context=None, *, lengths=None):
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return self._run(x, context, lengths, True)
 
-    def inverse(self, z, context=None, *, lengths=None):
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return self._run(z, context, lengths, False)
 
-    def _run(self, x, context, lengths, inverse):
+    def _run(self, x: Tensor, context: Tensor | None, lengths: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         check_channels(x, self.channels, "SplitPrior", least=3)
         mask = valid_mask(x, lengths)
         params = self.conditioner(x.narrow(1, 0, self.channels - self.channels // 2), context)
@@ -82,7 +87,8 @@ class ZeroConv(nn.Module):
 class DiagonalPrior(Bijection):
     """``eps = (z - mu) / sigma``, mu and sigma learned per channel (and per context): the prior of the last level.
 
-    With ``context_channels`` a context ``[B, E]`` shifts mu and log sigma through a zero-initialised linear map.
+    On ``z [B, C, *spatial]``; logdet ``-P sum log sigma``. With ``context_channels`` a context ``[B, E]`` shifts mu and
+    log sigma through a zero-initialised linear map. Raises ``ValueError`` for a context that does not fit.
     """
 
     def __init__(self, channels: int, *, context_channels: int = 0) -> None:
@@ -93,20 +99,24 @@ class DiagonalPrior(Bijection):
         self.context = nn.Parameter(torch.zeros(2 * channels, context_channels)) if context_channels else None
 
     @property
-    def uses_context(self):
+    def uses_context(self) -> bool:
         return self.context is not None
 
-    def forward(self, x, context=None, *, lengths=None):
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         loc, log_scale, mask = self._prior(x, context, lengths)
         y = ((x - loc) * torch.exp(-log_scale)).to(x.dtype)
         return y if mask is None else torch.where(mask, y, 0.0), -self._logdet(x, log_scale, lengths)
 
-    def inverse(self, z, context=None, *, lengths=None):
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         loc, log_scale, mask = self._prior(z, context, lengths)
         x = (z * torch.exp(log_scale) + loc).to(z.dtype)
         return x if mask is None else torch.where(mask, x, 0.0), self._logdet(z, log_scale, lengths)
 
-    def _prior(self, x, context, lengths):
+    def _prior(self, x: Tensor, context: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         check_channels(x, self.channels, "DiagonalPrior", own=self.loc)
         dtype = compute_dtype(x)
         loc, log_scale = self.loc.to(dtype)[None], self.log_scale.to(dtype)[None]
@@ -118,7 +128,7 @@ class DiagonalPrior(Bijection):
         shape = (*loc.shape, *[1] * (x.dim() - 2))
         return loc.reshape(shape), log_scale.reshape(shape), valid_mask(x, lengths)
 
-    def _logdet(self, x, log_scale, lengths):
+    def _logdet(self, x: Tensor, log_scale: Tensor, lengths: Tensor | None) -> Tensor:
         return (log_scale.flatten(1).sum(1) * positions(x, lengths)).expand(x.shape[0])
 
     def extra_repr(self) -> str:

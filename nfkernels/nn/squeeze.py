@@ -22,7 +22,9 @@ class Squeeze(Bijection):
             raise ValueError(f"Squeeze needs a factor of at least 1, got {factor}")
         self.factor = factor
 
-    def forward(self, x, context=None, *, lengths=None):
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         f = self.factor
         check_floating(x, "Squeeze")
         if x.dim() not in (3, 4):
@@ -39,7 +41,9 @@ class Squeeze(Bijection):
         b, c, t = x.shape
         return x.reshape(b, c, t // f, f).transpose(2, 3).reshape(b, c * f, t // f), zero_logdet(x)
 
-    def inverse(self, z, context=None, *, lengths=None):
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         f = self.factor
         check_floating(z, "Squeeze")
         per = f if z.dim() == 3 else f * f
@@ -55,14 +59,14 @@ class Squeeze(Bijection):
         b, c, t = z.shape
         return z.reshape(b, c // f, f, t).transpose(2, 3).reshape(b, c // f, t * f), zero_logdet(z)
 
-    def lengths_after(self, lengths):
+    def lengths_after(self, lengths: Tensor | None) -> Tensor | None:
         if lengths is None:
             return None
         if reads_values(lengths) and bool((lengths % self.factor).any()):
             raise ValueError(f"lengths {lengths.tolist()} cannot be squeezed: each must be a multiple of {self.factor}")
         return lengths // self.factor
 
-    def lengths_before(self, lengths):
+    def lengths_before(self, lengths: Tensor | None) -> Tensor | None:
         return None if lengths is None else lengths * self.factor
 
     def extra_repr(self) -> str:

@@ -16,6 +16,8 @@ class Standardize(Bijection):
     sample ``[C, *spatial]``. Raises ``ValueError`` if a scale is zero or not finite.
     """
 
+    shift: Tensor
+    scale: Tensor
     uses_context = False
 
     def __init__(self, shift: Tensor | float = 0.0, scale: Tensor | float = 1.0) -> None:
@@ -26,12 +28,16 @@ class Standardize(Bijection):
         self.register_buffer("shift", shift)
         self.register_buffer("scale", scale)
 
-    def forward(self, x, context=None, *, lengths=None):
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         shift, scale, mask = self._fit(x, lengths)
         z = ((x - shift) / scale).to(x.dtype)
         return z if mask is None else torch.where(mask, z, 0.0), -self._logdet(x, scale, mask)
 
-    def inverse(self, z, context=None, *, lengths=None):
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         shift, scale, mask = self._fit(z, lengths)
         x = (z * scale + shift).to(z.dtype)
         return x if mask is None else torch.where(mask, x, 0.0), self._logdet(z, scale, mask)

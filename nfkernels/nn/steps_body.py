@@ -135,11 +135,15 @@ class StepsBody:
 
     # --- from the output ----------------------------------------------------------------------------------------------
 
-    def backward(self, z, dz, dlogdet, tensors, wanted):
+    def backward(
+        self, z: Tensor, dz: Tensor | None, dlogdet: Tensor | None, tensors: Tensors, wanted: Sequence[bool]
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
         _, dx, grads = self.walk_back(z, torch.zeros_like(z) if dz is None else dz, dlogdet, tensors, wanted)
         return dx, grads
 
-    def walk_back(self, z, dz, dlogdet, tensors, wanted) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    def walk_back(
+        self, z: Tensor, dz: Tensor, dlogdet: Tensor | None, tensors: Tensors, wanted: Sequence[bool]
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """``(x, dx, gradients of the tensors that are wanted)`` from the output alone; no graph."""
         mixes, shifts, unmixes = (t.unbind(0) for t in tensors[:3])
         start = self._start(z)

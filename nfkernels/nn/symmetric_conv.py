@@ -49,7 +49,7 @@ class SymmetricConv(SpectralConv):
         weight.flatten(1)[:, 0] += 1
         self.weight = nn.Parameter(weight)
 
-    def _spectrum(self, sizes):
+    def _spectrum(self, sizes: tuple[int, ...]) -> Tensor:
         """``H(f)``, real ``[C, *sizes]``."""
         spectrum = self.weight.to(exact_dtype(self.weight))
         for n in reversed(sizes):  # each round takes the last axis of taps and puts frequencies in front
@@ -59,17 +59,17 @@ class SymmetricConv(SpectralConv):
             spectrum = torch.tensordot(cosines * torch.where(taps > 0, 2.0, 1.0), spectrum, dims=([1], [-1]))
         return spectrum.movedim(-1, 0)
 
-    def _log_det(self, spectrum, sizes):
+    def _log_det(self, spectrum: Tensor, sizes: tuple[int, ...]) -> Tensor:
         gone = self._vanishes(spectrum)
         self._refuse_singular(gone.any(0), sizes)
         return torch.where(gone, 0.0, spectrum).abs().log().sum()
 
-    def _prepare_inverse(self, sizes, dtype):
+    def _prepare_inverse(self, sizes: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         spectrum = self._spectrum(sizes)
         inverse = 1 / torch.where(self._vanishes(spectrum), math.nan, spectrum)
         return inverse.to(dtype), self._log_det(spectrum, sizes).to(dtype)
 
-    def _singular_values(self, spectrum):
+    def _singular_values(self, spectrum: Tensor) -> Tensor:
         return spectrum.abs()
 
     def _vanishes(self, spectrum: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class SymmetricConv(SpectralConv):
         taps = 2**self.dims * self.weight.detach().to(spectrum.dtype).abs().flatten(1).sum(1)
         return ~(spectrum.detach().abs() > rounding(spectrum.dtype) * taps.reshape(-1, *[1] * self.dims))
 
-    def _filter(self, x, spectrum):
+    def _filter(self, x: Tensor, spectrum: Tensor) -> Tensor:
         numbers = torch.view_as_real(dct(x, self.dims)) * _as_dct(spectrum.to(x.dtype))
         return idct(torch.view_as_complex(numbers), x.shape[-self.dims :])
 

@@ -34,6 +34,8 @@ class TableFlow(Flow):
     Raises ``ValueError`` for a flow of another number of columns, and for a context that is missing.
     """
 
+    steps: Tensor
+
     def __init__(self, flow: Flow, columns: Sequence[dict[str, Any]]) -> None:
         used = [column for column in columns if column["kind"] != "constant"]
         data = [column for column in used if not column["context"]]
@@ -58,6 +60,7 @@ class TableFlow(Flow):
 
     @property
     def event_shape(self) -> tuple[int, ...]:
+        """``(D,)``: the columns of a row."""
         return (len(self.names),)
 
     def noise(
@@ -71,7 +74,9 @@ class TableFlow(Flow):
         u = torch.rand(of, x.shape[1], generator=generator, device=x.device, dtype=x.dtype)[first : first + x.shape[0]]
         return (u - 0.5) * self.steps.to(x.dtype)
 
-    def nll(self, x, context=None, *, lengths=None, noise: Tensor | None = None):
+    def nll(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
         """The training loss in nats; ``noise`` is added to x first."""
         return super().nll(x if noise is None else x + noise, context, lengths=lengths)
 
@@ -86,7 +91,7 @@ class TableFlow(Flow):
             z = self.base.sample(n, generator=generator, temperature=temperature)
             return self.bijection[1].inverse(z, self._embed(context, z))[0]
 
-    def _embed(self, context, like):
+    def _embed(self, context: Tensor | None, like: Tensor) -> Tensor | None:
         count = len(self.context_names)
         if count and context is None:
             raise ValueError(f"this flow is conditioned on {', '.join(self.context_names)}: give them as context=")
@@ -104,11 +109,13 @@ class StandardizedColumns(Standardize):
     What float32 leaves of a shift is a buffer of its own, which comes from the arguments and is in no file.
     """
 
+    rest: Tensor
+
     def __init__(self, shift: Tensor, scale: Tensor) -> None:
         super().__init__(shift, scale)
         self.register_buffer("rest", _rest(shift), persistent=False)
 
-    def _fit(self, x, lengths):
+    def _fit(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         shift, scale, mask = super()._fit(x, lengths)
         return shift + fit_to_sample(self.rest, x, "Standardize", "shift"), scale, mask
 
@@ -118,6 +125,10 @@ class StandardizedContext(Recorded, nn.Module):
 
     The shift is in double precision, as that of the columns.
     """
+
+    shift: Tensor
+    rest: Tensor
+    scale: Tensor
 
     def __init__(self, shift: Tensor, scale: Tensor, embed: nn.Module | None = None) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import ScaleMap, Spline, affine_coupling, rational_quadratic_spline
-from ..ops.affine_coupling import LayoutName, OrderName, _choice
+from ..ops.affine_coupling import IdentityName, LayoutName, OrderName, _choice
 from ..reference.affine_coupling import Layout, Order
 from .config import Recorded
 
@@ -19,6 +19,8 @@ class AffineTransform(Recorded, nn.Module):
 
     A transform is any object with ``forward(x, params, *, mask, channel_map) -> (y, logdet)`` and an ``inverse`` of the
     same form; what mask and channel_map leave out passes through and adds nothing to logdet ``[B]``.
+
+    Raises ``ValueError`` for options that are none, and for params that do not fit the data.
     """
 
     def __init__(
@@ -35,15 +37,45 @@ class AffineTransform(Recorded, nn.Module):
 
     @property
     def options(self) -> dict[str, Any]:
+        """What :func:`nfkernels.affine_coupling` is called with."""
         return {"scale_map": self.scale_map, "order": self.order, "layout": self.layout}
 
-    def forward(self, x, params, *, mask=None, channel_map=None, identity="none", gain=None):
+    def forward(
+        self,
+        x: Tensor,
+        params: Tensor,
+        *,
+        mask: Tensor | None = None,
+        channel_map: Tensor | None = None,
+        identity: IdentityName = "none",
+        gain: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """``(y, logdet [B])`` of ``x [B, C, *spatial]``."""
         return self._run(x, params, mask, channel_map, identity, gain, False)
 
-    def inverse(self, x, params, *, mask=None, channel_map=None, identity="none", gain=None):
+    def inverse(
+        self,
+        x: Tensor,
+        params: Tensor,
+        *,
+        mask: Tensor | None = None,
+        channel_map: Tensor | None = None,
+        identity: IdentityName = "none",
+        gain: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """``(x, logdet [B])`` of y, which goes by the name x here too."""
         return self._run(x, params, mask, channel_map, identity, gain, True)
 
-    def _run(self, x, params, mask, channel_map, identity, gain, inverse):
+    def _run(
+        self,
+        x: Tensor,
+        params: Tensor,
+        mask: Tensor | None,
+        channel_map: Tensor | None,
+        identity: IdentityName,
+        gain: Tensor | None,
+        inverse: bool,
+    ) -> tuple[Tensor, Tensor]:
         return affine_coupling(
             x, params, scale_map=self.scale_map, order=self.order, layout=self.layout, inverse=inverse, mask=mask,
             channel_map=channel_map, identity=identity, gain=gain,
@@ -62,16 +94,25 @@ class AdditiveTransform(AffineTransform):
 
 class SplineTransform(Recorded, nn.Module):
     """A monotonic rational-quadratic spline for :class:`Coupling`; params ``[B, Ct * P, *spatial]``, per channel
-    ``P = spline.params_per_element`` raw values: widths, heights, derivatives. See ``rational_quadratic_spline``."""
+    ``P = spline.params_per_element`` raw values: widths, heights, derivatives. See ``rational_quadratic_spline``.
+
+    Raises ``ValueError`` for an unknown spline, and for params that do not fit the data.
+    """
 
     def __init__(self, spline: Spline | str = Spline()) -> None:  # noqa: B008
         super().__init__()
         self.spline = Spline.parse(spline)
 
-    def forward(self, x, params, *, mask=None, channel_map=None):
+    def forward(
+        self, x: Tensor, params: Tensor, *, mask: Tensor | None = None, channel_map: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``(y, logdet [B])`` of ``x [B, C, *spatial]``."""
         return rational_quadratic_spline(x, params, spline=self.spline, mask=mask, channel_map=channel_map)
 
-    def inverse(self, x, params, *, mask=None, channel_map=None):
+    def inverse(
+        self, x: Tensor, params: Tensor, *, mask: Tensor | None = None, channel_map: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``(x, logdet [B])`` of y, which goes by the name x here too."""
         return rational_quadratic_spline(
             x, params, spline=self.spline, inverse=True, mask=mask, channel_map=channel_map
         )
@@ -89,7 +130,10 @@ class MixedSplineTransform(SplineTransform):
         circular: bool ``[Ct]``, which of the transformed columns are angles.
 
     params ``[B, Ct * P]``, P alike for both kinds: of a column that is no angle the first derivative is not used.
+    Raises ``ValueError`` for a spline whose tails are not circular, and for a ``circular`` that is not bool ``[Ct]``.
     """
+
+    fixed: Tensor
 
     def __init__(self, spline: Spline | str, circular: Tensor) -> None:
         super().__init__(spline)
@@ -100,10 +144,14 @@ class MixedSplineTransform(SplineTransform):
         first = torch.arange(self.spline.params_per_element) == 2 * self.spline.bins
         self.register_buffer("fixed", (~circular[:, None] & first).flatten())
 
-    def forward(self, x, params, *, mask=None, channel_map=None):
+    def forward(
+        self, x: Tensor, params: Tensor, *, mask: Tensor | None = None, channel_map: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return super().forward(x, self._fixed(params), mask=mask, channel_map=channel_map)
 
-    def inverse(self, x, params, *, mask=None, channel_map=None):
+    def inverse(
+        self, x: Tensor, params: Tensor, *, mask: Tensor | None = None, channel_map: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return super().inverse(x, self._fixed(params), mask=mask, channel_map=channel_map)
 
     def _fixed(self, params: Tensor) -> Tensor:

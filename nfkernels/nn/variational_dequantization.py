@@ -68,7 +68,9 @@ class VariationalDequantization(Bijection):
             couplings.append(AffineCoupling(network, scale_map=_SCALE_MAP, identity=side))
         self.couplings = Chain(couplings)
 
-    def forward(self, x, context=None, *, lengths=None):
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         features = self._features(x, context, lengths)
         noise = x.to(compute_dtype(x))
         # 1 - x is exact where it is small.
@@ -79,7 +81,9 @@ class VariationalDequantization(Bijection):
         slopes = F.logsigmoid(v) + F.logsigmoid(-v) - low - high
         return torch.sigmoid(v).to(x.dtype), logdet + slopes.flatten(1).sum(1)
 
-    def inverse(self, z, context=None, *, lengths=None):
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         features = self._features(z, context, lengths)
         u = z.to(compute_dtype(z)).clamp(_HALF_STEP, 1 - 2 * _HALF_STEP)
         low, high = torch.log(u), torch.log1p(-u)

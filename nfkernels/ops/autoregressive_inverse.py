@@ -33,7 +33,7 @@ MOST_LAYERS = 8  # hidden ones
 
 @dataclass(frozen=True)
 class Degrees:
-    """What sees what in a masked network.
+    """What sees what in a masked network ``[B, D] -> [B, D * P]``.
 
     Args:
         features: the degree of each feature, in the features' own order: the pass, from 0, that finds it. Features

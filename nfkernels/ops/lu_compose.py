@@ -19,7 +19,8 @@ LARGEST_ON_GPU = 512
 
 
 class LUMatrices(NamedTuple):
-    """What :func:`lu_compose` makes; None for a matrix that was not asked for."""
+    """What :func:`lu_compose` makes and raises: ``weight`` and ``inverse [K, C, C]`` (``[C, C]`` of one matrix), None
+    where not asked for, and ``logdet``, a scalar."""
 
     weight: Tensor | None
     inverse: Tensor | None

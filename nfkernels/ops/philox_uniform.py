@@ -49,9 +49,10 @@ def random_key(seed: int, device: torch.device | str | None = None) -> Tensor:
 
 
 def advance_(key: Tensor, by: int = 1) -> Tensor:
-    """Adds ``by`` to the key's offset, in place and on its device, and returns it.
+    """Adds ``by`` to the offset of a key, int64 ``[2]``, in place and on its device, and returns it.
 
-    Nothing waits for the device, and a CUDA graph that holds this call draws anew in every replay.
+    Nothing waits for the device, and a CUDA graph that holds this call draws anew in every replay. Raises
+    ``ValueError`` for what is no key.
     """
     check_key(key, key.device)
     key.narrow(0, 1, 1).add_(by)

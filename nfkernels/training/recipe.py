@@ -139,6 +139,7 @@ class Recipe:
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
+        """The names of all options."""
         return tuple(field.name for field in fields(cls))
 
 

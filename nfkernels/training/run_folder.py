@@ -57,6 +57,7 @@ class RunFolder:
             raise TrainingError(f"the run folder {self.path} cannot be made: {error.strerror}") from error
 
     def write_config(self, config: dict[str, Any]) -> None:
+        """``config.json``, written whole or not at all."""
         write_text(self.config, json.dumps(config, indent=2) + "\n")
 
     def read_config(self) -> dict[str, Any]:
@@ -70,12 +71,15 @@ class RunFolder:
         return check_config(config, self.config)
 
     def log(self, entry: dict[str, Any]) -> None:
+        """One line more in ``metrics.jsonl``."""
         _append(self.metrics, entry)
 
     def log_time(self, entry: dict[str, Any]) -> None:
+        """One line more in ``timing.jsonl``."""
         _append(self.timing, entry)
 
     def metrics_size(self) -> int:
+        """The bytes of ``metrics.jsonl``; 0 where there is none."""
         return self.metrics.stat().st_size if self.metrics.exists() else 0
 
     def flush_metrics(self) -> int:

@@ -40,6 +40,8 @@ class ImageStream:
         name: what reports call the set.
         validation, test: the set's own parts, of the same shape and classes, where the source has them.
         workers: processes that decode, 0 to do it in the training process; None for as many as there are cores.
+
+    Raises :class:`DataError` when a picture is read that is damaged, gone or of another shape.
     """
 
     listing: Listing
@@ -62,6 +64,7 @@ class ImageStream:
         return dataclasses.replace(self, validation=None, test=None)
 
     def without_labels(self) -> ImageStream:
+        """The same pictures, alone, without their classes."""
         return dataclasses.replace(self.alone(), classes=None)
 
     def in_bits(self, bits: int) -> ImageStream:
