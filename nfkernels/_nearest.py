@@ -64,7 +64,7 @@ def did_you_mean(word: object, known: Iterable[object], before: str = "") -> str
     return f"{before}did you mean {' or '.join(found)}?" if found else ""
 
 
-def did_you_mean_path(path: Path, names: Iterable[str] = ()) -> str:
+def did_you_mean_path(path: Path, names: Iterable[str] = (), before: str = "") -> str:
     """The same of a file or folder that is not there, among its neighbours and ``names`` that are no paths.
 
     The ends of names (.csv) are alike too often to say anything.
@@ -74,7 +74,7 @@ def did_you_mean_path(path: Path, names: Iterable[str] = ()) -> str:
         for name in sorted(entry.name for entry in itertools.islice(entries, _LOOKED_AT)):
             meant.setdefault(Path(name).stem, str(path.with_name(name)))
     found = [meant[stem] for stem in nearest(path.stem, meant)]
-    return f"did you mean {' or '.join(found)}?" if found else ""
+    return f"{before}did you mean {' or '.join(found)}?" if found else ""
 
 
 def _plain(name: str) -> str:

@@ -65,6 +65,12 @@ def test_in_a_file_of_options(capsys, options, hint):
     assert hint in refused(capsys, "train", "--config", "options.json")
 
 
+def test_a_file_of_options_that_is_not_there(capsys):
+    Path("options.json").write_text("{}")
+    error = refused(capsys, "train", "--config", "option.json")
+    assert error == "nfkernels train: --config option.json: No such file or directory, did you mean options.json?\n"
+
+
 def test_data_that_is_not_there():
     Path("photos").mkdir()
     Path("sub").mkdir()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .._nearest import did_you_mean
+from .._nearest import did_you_mean, did_you_mean_path
 from .errors import TrainingError
 from .option import Option
 
@@ -33,7 +33,8 @@ def read_config(path: str | os.PathLike[str], table: Mapping[str, Option]) -> di
             )
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise TrainingError(f"--config {path}: {error.strerror}") from error
+        near = did_you_mean_path(path, before=", ") if isinstance(error, FileNotFoundError) else ""
+        raise TrainingError(f"--config {path}: {error.strerror}{near}") from error
     except UnicodeDecodeError as error:
         raise TrainingError(f"--config {path}: expected a YAML or JSON file of options, this is no text") from error
     content = _json(path, text) if path.suffix.lower() == ".json" else _yaml(path, text)

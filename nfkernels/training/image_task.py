@@ -180,10 +180,10 @@ def finish(
     uniform = uniform_bits(training.grey_levels)
     # Of a stream nobody counts the pixels: that takes a pass over all its pictures.
     pixels = None if isinstance(training, ImageStream) else independent_pixel_bits(training, validation, test)
-    entry = {"step": result.step, "test_bpd": outcome.mean, "test_standard_error": outcome.standard_error}
+    entry = {"test_bpd": outcome.mean, "test_standard_error": outcome.standard_error}
     entry |= {} if pixels is None else {"independent_pixels_bpd": pixels.mean}
     entry |= {"uniform_bpd": uniform}
-    folder.log(entry)
+    folder.log({"step": result.step, **entry})
     baselines = {} if pixels is None else {"independent pixels": pixels.mean}
     loss_curve(
         folder.loss,

@@ -127,7 +127,7 @@ def test_resume_refuses_another_run(capsys, digits_run):
     ("arguments", "sentence"),
     [
         (["--data", "nowhere"], "nowhere does not exist"),
-        (["--data", "digit"], 'digit does not exist: did you mean digits?'),
+        (["--data", "digit"], "digit does not exist: did you mean digits?"),
         (["--data", "two.npy"], "two has 2 images: at least 3 are needed"),
         (["--data", "cut.npy"], "cut.npy"),
         (["--data", "empty"], "empty holds no picture"),

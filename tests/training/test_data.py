@@ -74,7 +74,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch, t
 
 
 def test_sources_that_are_not_there(tmp_path):
-    with pytest.raises(DataError, match='digit does not exist: did you mean digits'):
+    with pytest.raises(DataError, match="digit does not exist: did you mean digits"):
         load_images("digit")
     with pytest.raises(DataError, match=r"cats does not exist: expected \"digits\", a folder of pictures"):
         load_images(tmp_path / "cats")

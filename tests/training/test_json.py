@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ for package in ("sklearn", "matplotlib", "PIL"):
 from nfkernels import cli  # noqa: E402
 from nfkernels.training import commands  # noqa: E402
 from nfkernels.training.as_json import print_json  # noqa: E402
+from nfkernels.training.progress import wish_of  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -41,6 +43,7 @@ def test_train_on_images(told):
     assert 0 < facts["seconds"] < 600
     assert all(os.path.exists(file) for file in facts["written"])
     last = json.loads(Path("runs/digits-1/metrics.jsonl").read_text().splitlines()[-1])
+    assert "step" not in facts
     assert facts.items() >= {name: value for name, value in last.items() if name != "step"}.items()
 
 
@@ -60,7 +63,7 @@ def test_a_run_that_was_stopped(told, monkeypatch):
 
 
 def test_a_bar_or_lines_only_where_somebody_looks(capsys, monkeypatch):
-    """On a terminal the progress goes on beside --json; it was never on stdout."""
+    """Progress is never on stdout, and beside --json only where it was asked for or a terminal shows it."""
     assert cli.main(["train", *QUICK, "--json", "--progress", "lines", "--out", "a"]) == 0
     said = capsys.readouterr()
     assert "step 3/6" in said.err
@@ -69,6 +72,13 @@ def test_a_bar_or_lines_only_where_somebody_looks(capsys, monkeypatch):
     said = capsys.readouterr()
     assert said.err.splitlines()[0].startswith("step 2/6, bpd ")
     assert not {"\r", "\x1b", "|"} & set(said.out + said.err)
+    wishes = {(option, json): wish_of(option, json=json) for option in (None, "auto", "bar", "none") for json in (0, 1)}
+    assert wishes == {
+        (None, 0): "auto", (None, 1): False, ("auto", 0): "auto", ("auto", 1): False,
+        ("bar", 0): "bar", ("bar", 1): "bar", ("none", 0): False, ("none", 1): False,
+    }  # fmt: skip
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert wish_of(None, json=True) == "auto"
 
 
 def test_a_trained_flow_of_images(told, digits_run):
