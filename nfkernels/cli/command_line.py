@@ -29,9 +29,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The whole command line, for those who want to read it rather than run it."""
-    parser = _Parser(
+    parser = Parser(
         "nfkernels",
         "Train normalizing flows on images and tables, draw from them, measure them.",
         "`nfkernels COMMAND --help` has the options and examples of each command.",
@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """One line for a mistake, rather than the whole usage and a line, with the nearest of what there is."""
 
     def __init__(self, prog: str, summary: str, notes: str, examples: Sequence[Example], **rest: Any) -> None:
@@ -69,7 +69,7 @@ class _Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             **rest,
         )
-        self.commands: dict[str, _Parser] = {}
+        self.commands: dict[str, Parser] = {}
 
     def flags(self) -> list[str]:
         return [flag for flag in self._option_string_actions if flag.startswith("--")]
@@ -85,7 +85,7 @@ class _Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"invalid choice: {value!r} (choose from {listed}){near}")
 
 
-def _meant(parser: _Parser, sub: _Parser, unknown: Sequence[str]) -> str:
+def _meant(parser: Parser, sub: Parser, unknown: Sequence[str]) -> str:
     """What the first of these words may have been meant for, in brackets."""
     word = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
     elsewhere = [name for name, other in parser.commands.items() if other is not sub and word in other.flags()]

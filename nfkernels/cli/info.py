@@ -39,7 +39,11 @@ def facts() -> dict[str, Any]:
     from ..ops import _library
     from ..training.session import devices_here, why_no_cuda
 
-    versions = {"nfkernels": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    versions: dict[str, str | None] = {
+        "nfkernels": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
     versions |= {package: _version(package) for package in (*_PACKAGES, *_OPTIONAL)}
     here = devices_here()
     devices = {}

@@ -30,12 +30,12 @@ def add_table(sub: Any, table: Mapping[str, Option], default: Any) -> dict[str, 
     for option in table.values():
         group = groups.get(option.group) or groups.setdefault(option.group, sub.add_argument_group(option.group))
         how: dict[str, Any] = {"help": option.help.replace("%", "%%"), "default": default}
-        if option.is_switch:
-            how["action"] = argparse.BooleanOptionalAction
-        elif option.choices is not None:
+        if option.choices is not None:
             how |= {"choices": option.choices, "type": type(option.choices[0])}
-        else:
+        elif option.kind is not None:
             how |= {"type": typed(option.kind), "metavar": option.metavar}
+        else:
+            how["action"] = argparse.BooleanOptionalAction
         group.add_argument(option.flag, **how)
     return groups
 
