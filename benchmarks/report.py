@@ -138,18 +138,20 @@ def filled(text: str, begin: str, end: str, block: str) -> str:
 
 
 def linear_flows(root: Path) -> dict[Path, str]:
-    """The linear flows' page with its blocks made anew, where there is one."""
+    """The pages that tell of linear flows, with their blocks made anew, where there are these pages."""
     from .complexity import page
 
-    path = root / page.PAGE
-    if not path.is_file():
-        return {}
-    text = path.read_text(encoding="utf-8")
-    for (begin, end), made in page.blocks(root / "benchmarks" / "results").items():
-        if text.count(begin) != 1 or text.count(end) != 1:
-            raise ValueError(f"{page.PAGE} must hold {begin} and {end} once each")
-        text = filled(text, begin, end, made)
-    return {path: text}
+    texts = {}
+    for name, parts in page.blocks(root / "benchmarks" / "results").items():
+        path = root / name
+        if not path.is_file():
+            continue
+        texts[path] = path.read_text(encoding="utf-8")
+        for (begin, end), made in parts.items():
+            if texts[path].count(begin) != 1 or texts[path].count(end) != 1:
+                raise ValueError(f"{name} must hold {begin} and {end} once each")
+            texts[path] = filled(texts[path], begin, end, made)
+    return texts
 
 
 def block(found: dict[str, dict]) -> str:

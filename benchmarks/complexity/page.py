@@ -1,4 +1,5 @@
-"""What was counted and timed, as tables: for the terminal, and for the marked blocks of ``docs/linear-flows.md``."""
+"""What was counted and timed, as tables: for the terminal, and for marked blocks of ``docs/linear-flows.md`` and
+``docs/flows.md``."""
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ from ..tables import NOT_MEASURED, microseconds
 from .layers import Cost, sweeps
 from .measure import DIRECTIONS, EXCESS, OURS, allowed, facts, growth
 
-PAGE = "docs/linear-flows.md"
+PAGE, FLOWS = "docs/linear-flows.md", "docs/flows.md"
 MARKS = {kind: (f"<!-- {kind}:begin -->", f"<!-- {kind}:end -->") for kind in ("complexity", "linear")}
+SHORT = ("<!-- complexity-short:begin -->", "<!-- complexity-short:end -->")
 TITLES = {"inverse": "inverse", "logdet": "log-det"}
 
 
@@ -110,6 +112,16 @@ def table(data: dict[str, Any] | None) -> str:
     return "\n".join(lines)
 
 
+def short_table(data: dict[str, Any]) -> str:
+    """What was promised over the number of elements, and the exponents of the measured times."""
+    lines = ["| layer | inverse: promised | timed | log-det: promised | timed |", "|---|---|---:|---|---:|"]
+    for entry in data["sweeps"].values():
+        if entry["row"] and entry["over"] == "d":
+            cells = [c for d in DIRECTIONS for c in (big_o(entry["promise"][d]["text"]), timed(entry, d))]
+            lines.append("| " + " | ".join([f"`{entry['layer']}`", *cells]) + " |")
+    return "\n".join(lines)
+
+
 def big_o(text: str) -> str:
     return f"O({text.replace('^2', '²').replace('^3', '³')})"
 
@@ -155,12 +167,13 @@ def measured(results: Path) -> dict[str, tuple[dict | None, dict | None]]:
     return {name: pair for name, pair in found.items() if any(pair)}
 
 
-def blocks(results: Path) -> dict[tuple[str, str], str]:
-    """What stands between the marks of the page."""
+def blocks(results: Path) -> dict[str, dict[tuple[str, str], str]]:
+    """Page -> what stands between its marks."""
     found = measured(results)
-    told = {"complexity": [], "linear": []}
+    told = {"complexity": [], "linear": [], "short": []}
     for folder, (of_sizes, of_bars) in found.items():
         if of_sizes:
+            told["short"] += [source(of_sizes), short_table(of_sizes)]
             path = f"../benchmarks/results/{folder}/complexity.png"
             told["complexity"] += [
                 source(of_sizes),
@@ -173,8 +186,10 @@ def blocks(results: Path) -> dict[tuple[str, str], str]:
         if of_bars:
             told["linear"] += [source(of_bars), bars_table(of_bars)]
     told["complexity"] = told["complexity"] or [table(None)]
-    told["linear"] = told["linear"] or [f"{NOT_MEASURED[0].upper()}{NOT_MEASURED[1:]}."]
-    return {marks: "\n\n".join(told[kind]) for kind, marks in MARKS.items()}
+    for kind in ("linear", "short"):
+        told[kind] = told[kind] or [f"{NOT_MEASURED[0].upper()}{NOT_MEASURED[1:]}."]
+    texts = {kind: "\n\n".join(parts) for kind, parts in told.items()}
+    return {PAGE: {marks: texts[kind] for kind, marks in MARKS.items()}, FLOWS: {SHORT: texts["short"]}}
 
 
 def source(data: dict[str, Any]) -> str:

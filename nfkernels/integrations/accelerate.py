@@ -68,8 +68,9 @@ def accelerate(
         A :class:`Report`; print it.
 
     Raises:
-        TypeError: ``model`` is not a module. ValueError: a pattern that matches nothing, or example inputs that the
-        model cannot be run on (the error of the model is its cause). Nothing has been changed then.
+        TypeError: ``model`` is not a module.
+        ValueError: a pattern that matches nothing, or example inputs that the model cannot be run on (the error of the
+            model is its cause). Nothing has been changed then.
 
     Cost: with ``verify``, one run of the model on the example inputs, then per layer about a dozen small runs on at
     most 32 rows, each on a copy; peak memory grows by the parameters and buffers, which are restored after the run.

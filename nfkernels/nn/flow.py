@@ -200,7 +200,7 @@ class Flow(Recorded, nn.Module):
         optimizer: torch.optim.Optimizer | None = None,
         loss: Callable[..., Tensor] | None = None,
     ) -> GraphedFlow:
-        """This flow with log_prob, sample and a training step played back from CUDA graphs (see ``GraphedFlow``).
+        """This flow with log_prob, sample and a training step played back from CUDA graphs (see :class:`GraphedFlow`)::
 
             fast = flow.compile_graph(batch, optimizer=optimizer)
             for batch in batches:

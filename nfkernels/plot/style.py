@@ -147,8 +147,8 @@ def save(figure: Figure, path: str | os.PathLike[str], *, software: str = "nfker
         software: kept in the file as what made it.
 
     Raises:
-        ValueError: a path that ends otherwise (``figure.savefig`` writes other formats). OSError: the file cannot be
-        written; what was there is still there.
+        ValueError: a path that ends otherwise (``figure.savefig`` writes other formats).
+        OSError: the file cannot be written; what was there is still there.
     """
     if Path(path).suffix.lower() != ".png":
         raise ValueError(f"{os.fspath(path)}: expected a name that ends in .png; figure.savefig writes other formats")

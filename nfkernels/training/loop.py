@@ -93,7 +93,7 @@ def fit(
 
     An image flow is trained on uint8 images in bits per dimension, each step with fresh dequantisation noise; any other
     flow on float samples in nats. Equal arguments on equal machines (thread count included) give equal runs, bit for
-    bit; the caller's global random state is left as it was.
+    bit; the caller's global random state is left as it was::
 
         train, validation, test = split(load_images("digits"), seed=0)
         flow = Glow((1, 8, 8), levels=2, steps=8, hidden=64, grey_levels=17)

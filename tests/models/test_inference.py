@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -141,15 +139,6 @@ def test_posteriors_from_simulations(kind):
     theta = exact.sample((2000,))
     gap = exact.log_prob(theta) - flow.log_prob(theta, observed[:1])
     assert abs(gap.mean()) < 0.1  # the divergence, in nats
-
-
-PAGE = Path(__file__).parents[2] / "docs" / "inference.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-
-
-@pytest.mark.parametrize("block", range(len(BLOCKS)))
-def test_the_python_of_the_page_runs(block):
-    exec(compile(BLOCKS[block], f"docs/inference.md, block {block}", "exec"), {})
 
 
 def test_the_page_has_its_numbers_right():

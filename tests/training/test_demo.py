@@ -297,22 +297,3 @@ def test_data_is_scaled_alike_along_both_axes():
     assert z.mean(0).abs().max() < 1e-5
     assert z.var(0).mean().item() == pytest.approx(1, abs=1e-4)
     assert unit.scale.numel() == 1
-
-
-# --- the page ---------------------------------------------------------------------------------------------------------
-
-PAGE = Path(__file__).parents[2] / "docs" / "demo.md"
-
-
-def test_the_page_prints_commands_that_there_are():
-    blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line.partition("#")[0].split() for block in blocks for line in block.splitlines()]
-    calls = [words[1:] for words in lines if words[0] == "nfkernels"]
-    assert {words[1] for words in calls} == set(options.NAMES)
-    for words in calls:
-        assert cli.build_parser().parse_known_args(words)[1] == []
-
-
-def test_the_python_of_the_page_runs():
-    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    exec(compile(block.replace("steps=200", "steps=2"), "docs/demo.md", "exec"), {})
