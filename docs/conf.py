@@ -72,7 +72,7 @@ def rewritten(text: str, source: Path, place: Path) -> str:
     pages = repository_pages()
 
     def moved(link: re.Match) -> str:
-        there = (source.parent / link[2]).resolve()
+        there = Path(os.path.normpath(source.parent / link[2]))
         if ":" in link[2] or not there.exists():
             return link[0]
         there = COPIES / there.relative_to(ROOT) if there in pages else there
