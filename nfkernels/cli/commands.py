@@ -153,6 +153,12 @@ def _evaluate_options(sub: Any) -> None:
         metavar="K",
         help="also the tighter bound from the mean density of K draws per image",
     )
+    sub.add_argument(
+        "--against",
+        type=typed(named),
+        metavar="digits|PATH",
+        help="other images, or another table: how well out-of-distribution scores tell them from these (AUROC)",
+    )
     add_seed(sub)
     sub.add_argument(
         "--out",
@@ -256,7 +262,8 @@ COMMANDS: dict[str, Command] = {
         less="try fewer --pairs or --steps",
     ),
     "evaluate": Command(
-        "Bits per dimension or nats per row with standard error; errors of a round trip.",
+        "Bits per dimension or nats per row with standard error, and by level; errors of a round trip, the worst "
+        "layers, values that are not finite; what tells other data apart.",
         _evaluate_options,
         _of_run("evaluate"),
         (
@@ -264,6 +271,10 @@ COMMANDS: dict[str, Command] = {
             (
                 "a tighter bound, as JSON",
                 "nfkernels evaluate runs/digits-1 --importance-samples 50 --json",
+            ),
+            (
+                "does the flow notice that other images are not what it was trained on?",
+                "nfkernels evaluate runs/photos-1 --against others/",
             ),
             (
                 "another table, with the log-density of each of its rows",

@@ -154,6 +154,7 @@ def _outcome(result: FitResult, folder: RunFolder) -> dict[str, Any]:
         "best_validation": result.best,
         "best_step": None if result.best is None else result.best_step,
         "validation": result.validation,
+        "warnings": result.warnings,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +16,15 @@ from .._atomic import atomic_write
 from ..nn.graph import captured
 from . import session
 from .as_json import print_json
-from .data import ImageData, load_images
+from .data import DataError, ImageData, load_images
 from .data.image_data import need
 from .errors import TrainingError
 from .evaluation import evaluate as measure
 from .evaluation import images_at_once, reconstruction, round_trip_error, uniform_bits
+from .examination import Samples, apart_lines, examine, level_bits, scored, told_apart
 from .plots import image_grid
 from .run_folder import RunFolder
+from .samples import as_samples
 
 if TYPE_CHECKING:
     from ..nn import ImageFlow
@@ -81,7 +84,7 @@ def interpolate(options: argparse.Namespace) -> int:
     device = session.pick_device(options.device)
     flow, folder, config = session.open_run(options.run, device)
     out = _picture(options, folder, "interpolation")
-    data, part = _images_to_measure(options, flow, config)
+    data, part = _images_to_measure(options, flow, config, options.data)
     first, last, labels = pairs(data, options.pairs, options.seed, conditional=bool(getattr(flow, "classes", None)))
     with session.using(options.run), session.computing(options.precision or session.precision_of(config), device):
         rows = between(flow, first, last, labels, options.steps)
@@ -144,7 +147,8 @@ def evaluate(options: argparse.Namespace) -> int:
     session.set_threads(options.threads)
     device = session.pick_device(options.device)
     flow, _, config = session.open_run(options.run, device)
-    data, part = _images_to_measure(options, flow, config)
+    data, part = _images_to_measure(options, flow, config, options.data)
+    other = None if options.against is None else _images_to_measure(options, flow, config, options.against)
     precision = options.precision or session.precision_of(config)
     tighter = None
     with session.using(options.run), session.computing(precision, device):
@@ -153,6 +157,8 @@ def evaluate(options: argparse.Namespace) -> int:
             tighter = measure(flow, data, draws=1, importance_samples=options.importance_samples, seed=options.seed)
         largest = round_trip_error(flow, data, seed=options.seed)
         again = reconstruction(flow, data)
+        found = examine(flow, *_samples(flow, data), seed=options.seed)
+        apart = None if other is None else _told_apart(flow, config, data, *other, seed=options.seed)
     uniform = uniform_bits(flow.grey_levels)
     if options.json:
         facts: dict[str, Any] = {"data": data.name, "part": part, "images": outcome.samples, "draws": outcome.draws}
@@ -165,6 +171,10 @@ def evaluate(options: argparse.Namespace) -> int:
         facts |= {"uniform_bits_per_dim": uniform, "round_trip_error": largest}
         facts |= {"reconstructed_images": again.images, "reconstructed_wrong_values": again.wrong}
         facts |= {"reconstructed_largest_grey_levels": again.grey_levels, "reconstructed_largest": again.largest}
+        facts |= found.facts()
+        for level, told in zip(found.levels, facts.get("levels", ()), strict=True):
+            told["bits_per_dim"] = level_bits(flow, level)
+        facts |= {} if apart is None else {"against": {"data": apart[0], "auroc": apart[1]}}
         print_json(facts)
         return 0
     print(
@@ -177,6 +187,9 @@ def evaluate(options: argparse.Namespace) -> int:
             f"  importance-weighted {tighter.mean:.3f} +- {tighter.standard_error:.3f}   "
             f"(of {session.many(tighter.importance_samples, 'sample')} per image, a tighter bound)"
         )
+    for level in found.levels if len(found.levels) > 1 else ():
+        latents = session.many(level.latents, "latent")
+        print(f"    of them level {level.number}   {level_bits(flow, level):.3f}   ({latents})")
     off = f", off by {again.grey_levels} at most" if again.wrong else ""
     print(
         f"  uniform             {uniform:.3f}\n"
@@ -184,13 +197,36 @@ def evaluate(options: argparse.Namespace) -> int:
         f"  reconstruction      {again.wrong} of {again.values} pixel values of {session.many(again.images, 'image')} "
         f"differ{off}; {again.largest:.1e} at most before rounding"
     )
+    print("\n".join(found.lines()))
+    if apart is not None:
+        print("\n".join(apart_lines(*apart)))
     return 0
 
 
-def _images_to_measure(options: argparse.Namespace, flow: ImageFlow, config: dict[str, Any]) -> tuple[ImageData, str]:
-    """The run's test part, or what ``--data`` names, and which part of it that is; checked against the flow."""
+def _samples(flow: ImageFlow, data: ImageData) -> Samples:
+    """Images and, where the flow has classes, their labels."""
+    samples = as_samples(data, flow)
+    return samples.images, samples.labels
+
+
+def _told_apart(
+    flow: ImageFlow, config: dict[str, Any], data: ImageData, other: ImageData, part: str, *, seed: int
+) -> tuple[str, dict[str, float]]:
+    """What is told apart, and how well by each score."""
+    reference = None
+    with contextlib.suppress(DataError, TrainingError):  # the run's own data may be gone: then there is none
+        reference = scored(_samples(flow, session.run_data(config, may_have_moved=True)[1]))
+    inside, outside = scored(_samples(flow, data)), scored(_samples(flow, other))
+    found = told_apart(flow, inside, outside, reference, seed=seed)
+    return f"{other.name}, {part}, {session.many(len(outside[0]), 'image')} against {len(inside[0])}", found
+
+
+def _images_to_measure(
+    options: argparse.Namespace, flow: ImageFlow, config: dict[str, Any], asked: str | None
+) -> tuple[ImageData, str]:
+    """The run's test part, or what was asked for, and which part of it that is; checked against the flow."""
     own = (config.get("data") or {}).get("source")
-    source = own if options.data is None else session.absolute(options.data)
+    source = own if asked is None else session.absolute(asked)
     if source is None:
         raise TrainingError(f"{options.run} does not say what data it was trained on: give --data")
     if source == own:

@@ -211,6 +211,8 @@ def _print_result(
     print(f"\n{session.many(result.step, 'step')}{early}, {duration}", end="")
     if result.best is not None:
         print(f"; best validation {result.best:.3f} at step {result.best_step}, last {result.validation:.3f}", end="")
+    for sentence in result.warnings:
+        print(f"\nwarning: {sentence}", end="")
     counted = "" if pixels is None else f"  independent pixels  {pixels.mean:.3f} +- {pixels.standard_error:.3f}\n"
     print(
         f"\n\nbits per dimension on {session.many(outcome.samples, 'test image')}, lower is better\n"

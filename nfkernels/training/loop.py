@@ -61,6 +61,9 @@ class FitResult:
         validation: the latest validation loss.
         unit: of all losses, ``"bits/dim"`` or ``"nats"``.
         history: the entries of ``metrics.jsonl``.
+
+    ``warnings`` are the sentences about what went wrong on the way, empty where nothing did: also in the history, under
+    ``"warning"`` beside their ``"step"``, the kind of ``"fault"`` and the ``"layer"``.
     """
 
     step: int
@@ -71,6 +74,10 @@ class FitResult:
     validation: float | None
     unit: str
     history: list[dict[str, Any]]
+
+    @property
+    def warnings(self) -> list[str]:
+        return [entry["warning"] for entry in self.history if "warning" in entry]
 
 
 def fit(
@@ -120,6 +127,10 @@ def fit(
             says why, and training goes on without. Not for a flow whose forward depends on Python values that change
             from step to step: only tensors are read anew.
         **changes: fields of ``Recipe``.
+
+    A training that goes wrong (a loss that explodes, scales that saturate, a level that is dead: see
+    :func:`nfkernels.diagnostics.diagnose`) is told in a warning that names the layer; it is looked for at validations
+    and where the loss or a step is bad, never in a step itself.
 
     Under torchrun all processes call this alike and train one flow together (see ``distributed``): ``batch_size`` is
     that of all of them, which each takes its share of, and all end with the same weights and the same result. Rank 0
@@ -214,6 +225,8 @@ def _checkpoint(trainer: Trainer, now: Progress, *, validate: bool) -> None:
         now.validated, now.validation, now.best = True, trainer.best.latest, trainer.best.loss
     if trainer.best_weights is None:
         trainer.keep_averaged()
+    if validate:
+        trainer.look()
     trainer.save()
 
 

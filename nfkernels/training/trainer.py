@@ -27,6 +27,7 @@ from .run_folder import RunFolder
 from .samples import Samples, batch_loss, batch_noise, unit_of
 from .session import computing
 from .step import LossModule, TrainStep, check_recipe
+from .watch import Watch
 
 if TYPE_CHECKING:
     from ..nn import Flow
@@ -37,8 +38,10 @@ MAX_BAD_STEPS = 10
 # Samples that data-dependent layers (ActNorm) see before the first step: more than a batch, for steadier statistics,
 # unless the samples are large.
 _START_SAMPLES, _START_VALUES = 512, 2**22
+# Samples that are looked at for what goes wrong; fewer of large ones, but two.
+_LOOK_SAMPLES, _LOOK_VALUES = 64, 2**20
 # What each random stream is for; the seeds of two streams never meet.
-_ORDER, _NOISE, _DROPOUT, _START, _VALIDATION = range(5)
+_ORDER, _NOISE, _DROPOUT, _START, _VALIDATION, _LOOK = range(6)
 
 
 @dataclasses.dataclass
@@ -99,6 +102,8 @@ class Trainer:
         self._optimizer: Optimizer | None = None
         self._recorder = recorder_on(self.device) if cuda_graph else None
         self._passes = CapturedPasses(flow, self._recorder)
+        self._watch = Watch(flow, self._looked_at, recipe.precision)
+        self._skipped = 0  # steps, at the last log
         self._window = torch.zeros(3, device=self.device)  # sums since the last log: loss, gradient norm, good steps
         # Dropout draws from torch's own generators: a stream for each rank, far from all other seeds.
         torch.manual_seed(self._seed(_DROPOUT) + (self.ranks.rank << 40))
@@ -162,8 +167,10 @@ class Trainer:
         except ValueError as error:  # a layer that has become singular says so
             if self.at == 0:
                 raise
+            layer = self._watch.raising_layer()
+            where = f" in {layer}" if layer else ""
             raise TrainingError(
-                f"the flow broke at step {self.at + 1}: {error}{self._kept()}; try a lower learning rate (--lr)"
+                f"the flow broke at step {self.at + 1}{where}: {error}{self._kept()}; try a lower learning rate (--lr)"
             ) from error
         self.at += 1
 
@@ -174,15 +181,41 @@ class Trainer:
         loss, norm, good, skipped, streak = numbers
         self._window.zero_()
         if streak >= MAX_BAD_STEPS:
+            cause = self._watch.cause()
             raise TrainingError(
-                f"the loss or its gradient was not finite in {MAX_BAD_STEPS} steps in a row before step {self.at}, so "
-                f"the run was stopped{self._kept()}; try a lower learning rate (--lr) or a lower --clip"
+                f"the loss or its gradient was not finite in {MAX_BAD_STEPS} steps in a row before step {self.at}"
+                f"{cause and f' ({cause})'}, so the run was stopped{self._kept()}; try a lower learning rate (--lr) or "
+                "a lower --clip"
             )
         entry: dict[str, Any] = {"step": self.at, self.loss_key: loss / good if good else None}
         entry |= {"lr": self.recipe.lr_at(self.at - 1), "gradient_norm": norm / good if good else None}
         if skipped:
             entry["skipped"] = int(skipped)
-        return self._record(entry)
+        self._record(entry)
+        if self.ranks.is_main:
+            self._tell(self._watch.loss(entry[self.loss_key]))
+            if skipped > self._skipped:
+                self.look()
+        self._skipped = skipped
+        return entry
+
+    def look(self) -> None:
+        """Looks for what goes wrong, and warns of it: a forward of some dozen samples, on rank 0."""
+        if self.ranks.is_main:
+            self._tell(self._watch.look())
+
+    def _tell(self, faults: list[dict[str, str]]) -> None:
+        for fault in faults:
+            self._record({"step": self.at, **fault})
+
+    def _looked_at(self) -> tuple[Tensor, Tensor | None]:
+        """Samples held out from training where there are some, the same every time."""
+        count = max(2, min(_LOOK_SAMPLES, _LOOK_VALUES // max(math.prod(self._data.image_shape), 1)))
+        held = self.validation
+        if held is not None:
+            return held.images[:count], None if held.labels is None else held.labels[:count]
+        samples, context = self._data.sample(count, torch.Generator().manual_seed(self._seed(_LOOK)))
+        return samples.to(self.device), None if context is None else context.to(self.device)
 
     def validate(self) -> dict[str, Any]:
         """The averaged weights on the validation samples, with the same noise every time; keeps them if best. In the
@@ -275,6 +308,7 @@ class Trainer:
         # Only now: another rank may not have read the checkpoint that the next one replaces, or these lines, before.
         with self.ranks.together():
             self.history = self.folder.history()
+        self._watch.remember(self.history, self.loss_key)
         self.flow.train()
 
     def _load(self) -> None:
@@ -290,6 +324,7 @@ class Trainer:
             self.flow.load_state_dict(with_index_permutations(tensors["flow"], now))
             self._prepare()
             self._optimizer.load_state_dict(tensors["optimizer"])
+            self._skipped = float(self._optimizer.skipped)
             self._batches.load_state_dict({**facts["order"], "generator": tensors["random"]["order"]})
             self._noise.set_state(tensors["random"]["noise"])
             set_rng_state(tensors["random"], self.device, self.ranks)

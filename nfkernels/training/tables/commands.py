@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 from pathlib import Path
@@ -12,11 +13,14 @@ import numpy
 import torch
 
 from ...nn import TableFlow
+from ...nn.modes import evaluating
 from .. import session
 from ..as_json import print_json
+from ..data.image_data import DataError
 from ..data.table import read_table
 from ..errors import TrainingError
-from ..evaluation import evaluating, mean_and_error
+from ..evaluation import mean_and_error
+from ..examination import Samples, apart_lines, examine, scored, told_apart
 from ..finished import check_can_be_written
 from . import task
 from .columns import Rows, complete, is_far, wrapped
@@ -117,11 +121,14 @@ def evaluate(options: argparse.Namespace) -> int:
     out = None if options.out is None else check_out(options.out)
     if out is not None:
         check_can_be_written(out)
-    name, part, rows, notes = _rows_to_measure(options, flow, config)
+    name, part, rows, notes = _rows_to_measure(options, flow, config, options.data)
+    other = None if options.against is None else _rows_to_measure(options, flow, config, options.against)
     precision = options.precision or session.precision_of(config)
     with session.using(options.run), session.computing(precision, device):
         nats = nats_per_row(flow, rows, draws=options.draws, seed=options.seed)
         error = _round_trip_error(flow, rows, options.seed)
+        found = examine(flow, *_samples(flow, rows, options.seed), seed=options.seed)
+        apart = None if other is None else _told_apart(flow, config, rows, *other[:3], seed=options.seed)
     score = Score("this flow", *mean_and_error(-nats), log_scale_of(flow), len(flow.names))
     draws = options.draws if flow.dequantizes else 1
     if out is not None:
@@ -131,7 +138,8 @@ def evaluate(options: argparse.Namespace) -> int:
         facts: dict[str, Any] = {"data": name, "part": part, "rows": len(rows), "draws": draws, "precision": precision}
         facts |= {"nll": score.nats, "standard_error": score.error, "bits_per_dim": score.bits}
         facts |= {"nll_standardized": score.standardized, "bits_per_dim_standardized": score.standardized_bits}
-        facts |= {"round_trip_error": error}
+        facts |= {"round_trip_error": error} | found.facts()
+        facts |= {} if apart is None else {"against": {"data": apart[0], "auroc": apart[1]}}
         print_json(facts | {"notes": notes, "written": [] if out is None else [out]})
         return 0
     print(f"{name}, {part}, {session.many(len(rows), 'row')}, networks in {precision}")
@@ -146,18 +154,21 @@ def evaluate(options: argparse.Namespace) -> int:
         f"dimension, of columns with mean 0 and standard deviation 1\n"
         f"  round-trip error    {error:.1e} standard deviations at most"
     )
+    print("\n".join(found.lines()))
+    if apart is not None:
+        print("\n".join(apart_lines(*apart)))
     if out is not None:
         print(f"the log-density of each row, in nats, higher is more likely: {out}")
     return 0
 
 
 def _rows_to_measure(
-    options: argparse.Namespace, flow: TableFlow, config: dict[str, Any]
+    options: argparse.Namespace, flow: TableFlow, config: dict[str, Any], asked: str | None
 ) -> tuple[str, str, Rows, list[str]]:
-    """The run's test part, or all rows of what ``--data`` names."""
+    """The run's test part, or all rows of what was asked for."""
     data = config.get("data") or {}
     own = data.get("source")
-    source = own if options.data is None else session.absolute(options.data)
+    source = own if asked is None else session.absolute(asked)
     if source is None:
         raise TrainingError(f"{options.run} does not say what data it was trained on: give --data")
     if source == own:
@@ -182,6 +193,24 @@ def _rows_to_measure(
     if not len(values):
         raise TrainingError(f"{source} has no row without missing values")
     return raw.name, "all rows", Rows(parts[0], parts[1] if flow.context_names else None, kept), notes
+
+
+def _samples(flow: TableFlow, rows: Rows, seed: int) -> Samples:
+    """Rows with noise on whole numbers, and their context."""
+    return noisy(flow, rows, seed), rows.context
+
+
+def _told_apart(
+    flow: TableFlow, config: dict[str, Any], rows: Rows, name: str, part: str, other: Rows, *, seed: int
+) -> tuple[str, dict[str, float]]:
+    """What is told apart, and how well by each score."""
+    reference = None
+    with contextlib.suppress(DataError, TrainingError):  # the run's own data may be gone: then there is none
+        held = task.load(config.get("data") or {}).validation
+        reference = scored((held.values, held.context))
+    inside, outside = (scored((part.values, part.context)) for part in (rows, other))
+    found = told_apart(flow, inside, outside, reference, seed=seed)
+    return f"{name}, {part}, {session.many(len(outside[0]), 'row')} against {len(inside[0])}", found
 
 
 def _round_trip_error(flow: TableFlow, rows: Rows, seed: int) -> float:

@@ -196,6 +196,8 @@ def _print_result(result: FitResult, outcome: Report, flow: TableFlow, folder: R
     print(f"\n{session.many(result.step, 'step')}{early}, {duration}", end="")
     if result.best is not None:
         print(f"; best validation {result.best:.3f} at step {result.best_step}, last {result.validation:.3f}", end="")
+    for sentence in result.warnings:
+        print(f"\nwarning: {sentence}", end="")
     scores = (outcome.flow, outcome.mixture, outcome.gaussian)
     width = max(len(score.name) for score in scores)
     drawn = f", mean of {outcome.draws} draws of the noise on whole numbers" if outcome.draws > 1 else ""
