@@ -45,7 +45,7 @@ def condition_numbers(
 
     Args:
         flow: any flow; a copy of its layers is used, in evaluation mode and float64.
-        x: data as ``flow.encode`` takes it.
+        x: data ``[B, *event]`` as ``flow.encode`` takes it.
         context: as the flow takes it.
         samples: the first so many of x; the largest number among them counts.
         iterations: of the power iteration, each two forwards and one backward, twice.

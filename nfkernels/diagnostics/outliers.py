@@ -14,6 +14,7 @@ from .levels import level_log_probs, levels_of
 
 if TYPE_CHECKING:
     from ..nn import Flow
+    from ..nn.multi_scale import MultiScale
 
 _GROUP = 256  # samples that go through the flow at once, unless told otherwise
 
@@ -59,10 +60,10 @@ def outlier_scores(
         raise ValueError("reference has no samples")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    own, levels = _losses(flow, x, context, generator, batch_size, levels=levels_of(flow) is not None)
+    own, levels = _losses(flow, x, context, generator, batch_size, levels_of(flow))
     scores = {"likelihood": own}
     if reference is not None:
-        known, _ = _losses(flow, reference, reference_context, generator, batch_size, levels=False)
+        known, _ = _losses(flow, reference, reference_context, generator, batch_size, None)
         scores["typicality"] = (own - known.mean()).abs()
     if x.dtype == torch.uint8:
         scores["complexity"] = own - compressed_bits(x)
@@ -72,7 +73,12 @@ def outlier_scores(
 
 
 def _losses(
-    flow: Any, x: Tensor, context: Tensor | None, generator: torch.Generator | None, batch_size: int, *, levels: bool
+    flow: Any,
+    x: Tensor,
+    context: Tensor | None,
+    generator: torch.Generator | None,
+    batch_size: int,
+    levels: MultiScale | None,
 ) -> tuple[Tensor, list[Tensor]]:
     """``-log p`` of every sample and the levels' parts of it, float64 on the CPU."""
     device = flow._device()
@@ -89,7 +95,7 @@ def _losses(
                 chunk, log_q = flow.dequantize_and_log_prob(chunk, generator=generator)
             elif getattr(flow, "dequantizes", False):
                 chunk = chunk + flow.noise(chunk, generator=generator)
-            if levels:
+            if levels is not None:
                 each = level_log_probs(flow, chunk, given)
                 parts.append(each.double().cpu())
                 whole.append((each.sum(1) - log_q).double().cpu())
@@ -100,7 +106,7 @@ def _losses(
         return found, split
     # What a grey level's width adds is the same for all samples; of the levels each has its share by its latents.
     count, constant = flow.event_shape.numel(), math.log2(flow.grey_levels)
-    sizes = levels_of(flow).sizes if levels else []
+    sizes = [] if levels is None else levels.sizes
     bits = [part / (math.log(2) * count) + constant * size / count for part, size in zip(split, sizes, strict=True)]
     return found / (math.log(2) * count) + constant, bits
 

@@ -75,7 +75,7 @@ def coverage(
         raise ValueError(f"levels are probabilities between 0 and 1, got {levels}")
 
     def outside(theta: Tensor, context: Tensor | None) -> Tensor:
-        _, drawn = _draw(flow, draws, context, len(theta), generator)
+        drawn = _draw(flow.rsample_and_log_prob, draws, context, len(theta), generator)[1]
         own = flow.log_prob(theta, context)
         if not bool(torch.isfinite(own).all()) or bool(torch.isnan(drawn).any()):
             raise ValueError("the flow's log density is not finite at some theta or samples: look at flow.check(theta)")
@@ -109,7 +109,7 @@ def ranks(
     """
 
     def below(theta: Tensor, context: Tensor | None) -> Tensor:
-        drawn, _ = _draw(flow, draws, context, len(theta), generator, density=False)
+        (drawn,) = _draw(lambda *a, **k: (flow.rsample(*a, **k),), draws, context, len(theta), generator)
         if not bool(torch.isfinite(drawn).all()):
             raise ValueError("the flow's samples are not finite: look at flow.check(theta, context)")
         return (drawn < theta).sum(0)
@@ -118,23 +118,16 @@ def ranks(
 
 
 def _draw(
-    flow: Flow,
+    draw: Callable[..., tuple[Tensor, ...]],
     draws: int,
     context: Tensor | None,
     count: int,
     generator: torch.Generator | None,
-    *,
-    density: bool = True,
-) -> tuple[Tensor, Tensor | None]:
-    """``[draws, count, *event]`` and their log densities ``[draws, count]``."""
+) -> tuple[Tensor, ...]:
+    """What ``draw`` gives, ``[draws, count, ...]`` each."""
     if context is not None:
-        if density:
-            return flow.rsample_and_log_prob(draws, context, generator=generator)
-        return flow.rsample(draws, context, generator=generator), None
-    if density:
-        drawn, log_prob = flow.rsample_and_log_prob(draws * count, generator=generator)
-        return drawn.unflatten(0, (draws, count)), log_prob.unflatten(0, (draws, count))
-    return flow.rsample(draws * count, generator=generator).unflatten(0, (draws, count)), None
+        return draw(draws, context, generator=generator)
+    return tuple(v.unflatten(0, (draws, count)) for v in draw(draws * count, generator=generator))
 
 
 def _in_chunks(

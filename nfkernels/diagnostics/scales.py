@@ -67,17 +67,19 @@ def _affine(args: tuple, places: tuple, y: Tensor) -> Scales:
     channel_map, mask = (None if at is None else args[at] for at in (at_map, at_mask))
     form = Form.unpack(*args[at_form : at_form + 6])
     finite, grown = _outcome(x, y)
+    none = Scales(finite, 0.0, grown, 0.0, 0.0, form.map.kind)
     if not form.map.has_scale:
-        return Scales(finite, 0.0, grown, 0.0, 0.0, form.map.kind)
+        return none
     _, where = affine_coupling._select(x, params, channel_map, mask, form)
     _, raw, factor = affine_coupling._params(params, channel_map, gain, where, x, form)
+    assert raw is not None
     log_s = log_scale(form.map, raw, factor)
     slope = log_scale_derivatives(form.map, raw)[0].abs()
     if where is not None:
-        where = where.expand_as(raw)
-        log_s, slope = log_s[where], slope[where]
+        chosen = where.expand_as(raw)
+        log_s, slope = log_s[chosen], slope[chosen]
     if not slope.numel():
-        return Scales(finite, 0.0, grown, 0.0, 0.0, form.map.kind)
+        return none
     flat = (slope < _FLAT * _steepest(form.map)).float().mean()
     return Scales(finite, float(log_s.abs().max()), grown, float(flat), 0.0, form.map.kind)
 

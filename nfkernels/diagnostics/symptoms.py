@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -72,7 +72,7 @@ class LayerLook:
     largest_out: float = 0.0
     logdet: float = 0.0
     steepest: float = 0.0
-    scales: list[Scales] | None = None
+    scales: list[Scales] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -80,7 +80,7 @@ class LayerLook:
 
     def part(self, number: int) -> str:
         """One of its couplings."""
-        return self.title if len(self.scales or ()) < 2 else f"{self.title}, coupling {number + 1}"
+        return self.title if len(self.scales) < 2 else f"{self.title}, coupling {number + 1}"
 
 
 @dataclass
@@ -135,7 +135,7 @@ def look(flow: Flow, x: Tensor, context: Tensor | None = None) -> Look:
         name = given[min(turns[module], len(given) - 1)]
         turns[module] += 1
         trained = any(p.requires_grad for p in module.parameters())
-        now = LayerLook(name, type(module).__name__, trained, scales=[])
+        now = LayerLook(name, type(module).__name__, trained)
         now.largest_in = _largest(args[0] if args else kwargs["x"])
         seen.layers.append(now)
         seen.inside = now.title
@@ -185,7 +185,7 @@ def _broken(seen: Look) -> list[Finding]:
     """What keeps the rest from being looked at: the first layer without finite results, or the one that raised."""
     for layer in seen.layers:
         if not layer.finite:
-            parts = [number for number, scales in enumerate(layer.scales or ()) if not scales.finite]
+            parts = [number for number, scales in enumerate(layer.scales) if not scales.finite]
             where = layer.part(parts[0]) if parts else layer.title
             came = f" (its input is, up to {layer.largest_in:.2g})"
             return [Finding("not finite", layer.name, f"the output of {where} is not finite{came}", _LOWER)]
@@ -198,7 +198,7 @@ def _broken(seen: Look) -> list[Finding]:
 
 def _of_layer(layer: LayerLook) -> list[Finding]:
     found = []
-    couplings = layer.scales or []
+    couplings = layer.scales
     sizes = [max(scales.largest, scales.grown) for scales in couplings]
     alone = math.log(max(layer.largest_out, 1e-30) / max(layer.largest_in, 1.0))
     size = max([*sizes, layer.steepest / max(1, len(couplings)), alone])
@@ -241,7 +241,9 @@ def _dead_levels(flow: Flow, z: Tensor | None, x: Tensor, context: Tensor | None
             found.append(Finding("dead level", name, what, fewer))
     if found:
         return found
-    for number, (level, change) in enumerate(zip(levels.levels, _uses(flow, z, x, context), strict=True), 1):
+    for number, (level, change) in enumerate(
+        zip(levels.levels, _uses(flow, levels.sizes, z, x, context), strict=True), 1
+    ):
         if change < _UNUSED:
             name = names[level]
             what = (
@@ -253,9 +255,9 @@ def _dead_levels(flow: Flow, z: Tensor | None, x: Tensor, context: Tensor | None
 
 
 @torch.no_grad()
-def _uses(flow: Flow, z: Tensor, x: Tensor, context: Tensor | None) -> list[float]:
-    """How far samples move, of the data's own spread, when one level's latents are drawn anew and the others kept."""
-    levels = levels_of(flow)
+def _uses(flow: Flow, sizes: list[int], z: Tensor, x: Tensor, context: Tensor | None) -> list[float]:
+    """How far samples move, of the data's own spread, when one level's latents are drawn anew and the others kept;
+    ``sizes``: how many latents the levels have."""
     z, generator = z[:_DECODED], torch.Generator().manual_seed(0)
     context = flow._matched(context, x)
     context = context if context is None or len(context) == 1 else context[:_DECODED]
@@ -265,7 +267,7 @@ def _uses(flow: Flow, z: Tensor, x: Tensor, context: Tensor | None) -> list[floa
     with evaluating(flow):
         before = decode(z, context)
         scale = _spread(before)
-        for size in levels.sizes:
+        for size in sizes:
             other = z.clone()
             other[:, first : first + size] = noise[:, first : first + size]
             change = (decode(other, context) - before).cpu().double().square().mean().sqrt()

@@ -145,7 +145,9 @@ def check(flow: nn.Module, x: Tensor, context: Tensor | None = None) -> CheckRep
     report = CheckReport([_check_layer(call) for call in calls.layers], unreached=calls.unreached)
     if calls.layers:
         report.dtype = calls.layers[0].x.dtype
-    whole = calls.whole and calls.whole._replace(name=_WHOLE)
+    if calls.whole is None:
+        return report
+    whole = calls.whole._replace(name=_WHOLE)
     if report.ok and calls.failure is not None:  # it raises between the layers, or now and then only
         report.whole = _check_layer(whole)
         report.whole.problem = report.whole.problem or _raised(calls.failure)
