@@ -21,14 +21,13 @@ def name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-def blocks(page: Path, language: str) -> list[tuple[int, list[str]]]:
-    """The fenced blocks of a language: number of the line before their first, and their lines."""
+def fences(page: Path) -> list[tuple[str, int, list[str]]]:
+    """The fenced blocks: language, number of the line before their first, and their lines."""
     found, inside, fence = [], None, ""
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         opened = re.match(r"(`{3,})\s*(\S*)\s*$", line)
         if inside is not None and opened and opened[1] == fence and not opened[2]:
-            if inside[0] == language:
-                found.append((inside[1], inside[2]))
+            found.append(inside)
             inside = None
         elif inside is not None:
             inside[2].append(line)
@@ -38,16 +37,27 @@ def blocks(page: Path, language: str) -> list[tuple[int, list[str]]]:
     return found
 
 
-def programs(page: Path) -> list[str]:
-    """The page's Python: each block that begins with an import, and those that go on from it. Every line has the number
-    that it has on the page, so that a traceback leads there."""
-    found: list[list[str]] = []
-    for before, lines in blocks(page, "python"):
-        starts = re.match(r"(import|from)\s", next((v for v in lines if v and not v.startswith("#")), ""))
-        if not found or (starts and name(page) not in ONE_PROGRAM):
-            found.append([])
-        found[-1] += [""] * (before - len(found[-1])) + lines
-    return ["\n".join(lines) + "\n" for lines in found]
+def blocks(page: Path, language: str) -> list[tuple[int, list[str]]]:
+    """Those of a language, without its name."""
+    return [(before, lines) for found, before, lines in fences(page) if found == language]
+
+
+def programs(page: Path) -> list[tuple[str, list[str]]]:
+    """The page's Python, and what it says it prints: each block that begins with an import, those that go on from it,
+    and the text below without what is left out. Every line has the number that it has on the page, so that a traceback
+    leads there."""
+    found: list[tuple[list[str], list[str]]] = []
+    last = ""
+    for language, before, lines in fences(page):
+        if language == "python":
+            starts = re.match(r"(import|from)\s", next((v for v in lines if v and not v.startswith("#")), ""))
+            if not found or (starts and name(page) not in ONE_PROGRAM):
+                found.append(([], []))
+            found[-1][0].extend([""] * (before - len(found[-1][0])) + lines)
+        elif language == "text" and last == "python":
+            found[-1][1].extend(line for line in lines if "..." not in line)
+        last = language
+    return [("\n".join(code) + "\n", printed) for code, printed in found]
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -71,7 +81,7 @@ def links(page: Path) -> list[tuple[str, str]]:
 
 def anchors(page: Path) -> set[str]:
     """What GitHub makes of the headings."""
-    code = {n for before, lines in _all_blocks(page) for n in range(before, before + len(lines) + 2)}
+    code = {n for _, before, lines in fences(page) for n in range(before, before + len(lines) + 2)}
     found: set[str] = set()
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         heading = re.match(r"#{1,6}\s+(.*?)\s*#*$", line)
@@ -79,8 +89,3 @@ def anchors(page: Path) -> set[str]:
             text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading[1]).replace("`", "").lower()
             found.add(re.sub(r"[^\w\- ]", "", text).replace(" ", "-"))
     return found
-
-
-def _all_blocks(page: Path) -> list[tuple[int, list[str]]]:
-    languages = set(re.findall(r"^`{3,}(\S*)", page.read_text(encoding="utf-8"), re.MULTILINE))
-    return [block for language in languages for block in blocks(page, language)]

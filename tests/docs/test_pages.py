@@ -17,9 +17,9 @@ LIBRARIES = ("nflows", "normflows", "FrEIA", "zuko", "sbi", "sklearn")
 # What a reader has by then: folders of finished runs, a table.
 PREPARED = {"docs/training.md", "docs/density.md"}
 PROGRAMS = [
-    pytest.param(page, number, code, id=f"{pages.name(page)}-{number}")
+    pytest.param(page, code, printed, id=f"{pages.name(page)}-{number}")
     for page in PAGES
-    for number, code in enumerate(pages.programs(page))
+    for number, (code, printed) in enumerate(pages.programs(page))
 ]
 by_page = pytest.mark.parametrize("page", PAGES, ids=pages.name)
 
@@ -55,8 +55,14 @@ def had_by_then(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("page", "number", "code"), PROGRAMS)
-def test_the_python_runs(page, number, code, elsewhere, request):
+def without_numbers(text):
+    """Of what is printed, what is the same every time."""
+    text = re.sub(r"-?\d[\d.,]*(e[-+]?\d+)?", "#", text)
+    return [re.sub(r"\s+|-{4,}", " ", line).strip() for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(("page", "code", "printed"), PROGRAMS)
+def test_the_python_runs(page, code, printed, elsewhere, request, capsys):
     for library in LIBRARIES:
         if re.search(rf"^(import|from) {library}\b", code, re.MULTILINE):
             pytest.importorskip(library)
@@ -69,6 +75,8 @@ def test_the_python_runs(page, number, code, elsewhere, request):
         assert done.returncode == 0, done.stderr
         return
     exec(compile(code, str(page), "exec"), {"__name__": "page"})
+    said = without_numbers(capsys.readouterr().out)
+    assert [line for line in without_numbers("\n".join(printed)) if line not in said] == []
 
 
 def test_every_library_and_none_has_a_program():
@@ -76,7 +84,7 @@ def test_every_library_and_none_has_a_program():
     found = {
         library
         for library in LIBRARIES
-        for code in pages.programs(page)
+        for code, _ in pages.programs(page)
         if f"import {library}" in code or f"from {library}" in code
     }
     assert found >= {"nflows", "normflows", "FrEIA", "zuko", "sbi"}
@@ -96,6 +104,15 @@ def test_there_are_commands():
     found = [words for page in PAGES for words in pages.commands(page) if words]
     assert len(found) >= 40
     assert {words[1] for words in found if words[0] == "demo"} == set(NAMES)
+
+
+def test_the_table_of_info_is_as_the_page_has_it(capsys):
+    (_, lines), *_ = pages.blocks(DOCS / "speed.md", "text")
+    assert cli.main(["info"]) == 0
+    said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert " ".join(lines[0].split()) in said
+    kernel, device, *_ = lines[1].split()
+    assert any(line.startswith(f"{kernel} {device}") for line in said)
 
 
 @by_page
