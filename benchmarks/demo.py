@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from nfkernels.nn import Flow, SplineCoupling, Standardize
+from nfkernels.plot.steps import flatten
 from nfkernels.training.data.toy import TOYS, Toy
 from nfkernels.training.demo.flow import build, estimate, recipe
 from nfkernels.training.demo.options import DEMO
-from nfkernels.training.demo.stages import flatten
 
 from . import machine
 from .complexity.measure import keep_memory

@@ -14,10 +14,9 @@ STYLES = ("-", "--", ":", "-.")
 
 def draw(data: dict[str, Any], path: Path) -> None:
     """One row per op; lines by direction (colour) and number of channels of a mix (dashes). Written atomically."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from nfkernels._atomic import atomic_write
+    from nfkernels.plot import save
 
     measures = {
         "speed-up over eager": lambda c: speedup(c, EAGER),
@@ -25,8 +24,7 @@ def draw(data: dict[str, Any], path: Path) -> None:
         "% of copy bandwidth": lambda c: 100 * f if (f := of_copy(c, data["roofline"])) is not None else None,
     }
     ops = list(dict.fromkeys(c["op"] for c in data["cases"]))
-    figure = Figure(figsize=(13, 1.0 + 2.9 * len(ops)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(13, 1.0 + 2.9 * len(ops)), dpi=110, layout="constrained")
     figure.suptitle(f"{data['machine']['name']} ({data['folder']}), float32", fontsize=13)
     axes = figure.subplots(len(ops), 3, squeeze=False, sharex=True)
     for row, op in zip(axes, ops, strict=True):
@@ -38,8 +36,7 @@ def draw(data: dict[str, Any], path: Path) -> None:
                 _legend(row[2], axis)
     for axis in axes[-1]:
         axis.set_xlabel("bytes of data")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    save(figure, path)
 
 
 def _lines(cases: list[dict[str, Any]]) -> dict[tuple[str, int | None], list[dict[str, Any]]]:

@@ -15,15 +15,13 @@ ACROSS = 3  # sweeps in a row, two panels each
 
 def draw(data: dict[str, Any], path: Path) -> None:
     """Written atomically. ``data["sweeps"]``: entries by id."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from nfkernels._atomic import atomic_write
+    from nfkernels.plot import save
 
     shown = [e for e in data["sweeps"].values() if any(s["times"] for s in e["contenders"].get(OURS, {}).values())]
     down = max(1, -(-len(shown) // ACROSS))
-    figure = Figure(figsize=(5.6 * ACROSS, 1.0 + 2.45 * down), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(5.6 * ACROSS, 1.0 + 2.45 * down), dpi=90, layout="constrained")
     where = f"{data['machine']['name']} ({data['folder']})"
     told = "dots: nfkernels, with the exponent of the last four; dashes: the promise; grey: others"
     figure.suptitle(f"Microseconds of one call on {ROWS} samples, {where}\n{told}", fontsize=12)
@@ -33,8 +31,7 @@ def draw(data: dict[str, Any], path: Path) -> None:
         group.suptitle(f"{entry['layer']} {grows}", fontsize=9.5, fontweight="bold")
         for axis, direction in zip(group.subplots(1, 2), TITLES):
             _panel(axis, entry, direction)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=90, metadata={"Software": None})
+    save(figure, path)
 
 
 def _panel(axis, entry: dict[str, Any], direction: str) -> None:

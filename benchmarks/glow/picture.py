@@ -10,13 +10,11 @@ COLOURS = ("#0868ac", "#d94801", "#41ab5d", "#6a51a3", "#737373")
 
 def draw(entry: dict[str, Any], data: dict[str, Any], path: Path) -> None:
     """``entry``: of a training; ``data``: the machine's facts. Written atomically."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from nfkernels._atomic import atomic_write
+    from nfkernels.plot import save
 
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(8, 4.6), dpi=110, layout="constrained")
     axis = figure.subplots()
     highest = []
     shown = {name: of for name, of in entry["contenders"].items() if of["status"] == "measured"}
@@ -38,5 +36,4 @@ def draw(entry: dict[str, Any], data: dict[str, Any], path: Path) -> None:
     axis.grid(alpha=0.3)
     if highest:
         axis.legend(fontsize=9)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    save(figure, path)

@@ -11,16 +11,14 @@ BEFORE, AFTER = "#737373", "#d94801"
 def draw(entries: list[dict[str, Any]], title: str, path: Path) -> None:
     """A panel for each model: its losses before (a thick grey line) and after (a thin one over it). Written
     atomically."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from nfkernels._atomic import atomic_write
+    from nfkernels.plot import save
 
     shown = [e for e in entries if "curves" in e]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(4.3 * columns, 0.5 + 2.7 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(4.3 * columns, 0.5 + 2.7 * rows), dpi=100, layout="constrained")
     figure.suptitle(title, fontsize=12)
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for axis, e in zip(axes, shown):
@@ -37,5 +35,4 @@ def draw(entries: list[dict[str, Any]], title: str, path: Path) -> None:
     first.legend(fontsize=8)
     first.set_ylabel("loss")
     first.set_xlabel("step")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})
+    save(figure, path)

@@ -6,10 +6,13 @@ import io
 
 from matplotlib.figure import Figure
 
+from .style import drawing
+
 
 class NotebookFigure(Figure):
     """A ``Figure`` that a notebook shows by itself: matplotlib's own are shown only once pyplot is there."""
 
+    @drawing()
     def _repr_png_(self) -> bytes:
         picture = io.BytesIO()
         self.savefig(picture, format="png", dpi="figure")

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..nn import Flow
+from ..nn.modes import evaluating
 
 AT_ONCE = 16_384  # points through the flow together
 _LOOKED_AT = 4000  # samples that a picture's limits are taken from
 
 
-@contextlib.contextmanager
-def looking(model: Any) -> Iterator[None]:
-    """Evaluation mode and no gradients inside; afterwards every module is in the mode it was in."""
-    modules = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
-    for module in modules:
-        module.training = False
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in modules:
-            module.training = True
+def looking(model: Any) -> AbstractContextManager[None]:
+    """No gradients inside, and evaluation mode where the model has modes; afterwards it is as it was."""
+    return evaluating(model) if isinstance(model, nn.Module) else torch.no_grad()
 
 
 def columns_of(model: Any) -> int | None:

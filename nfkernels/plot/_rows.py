@@ -71,7 +71,7 @@ def column_names(names: Sequence[str] | None, count: int) -> list[str]:
 
 
 def limits_of(*points: numpy.ndarray) -> list[tuple[float, float]]:
-    """What of every column is to be seen: nearly all points ``[N, D]``, and a margin."""
+    """What of every column is to be seen: nearly all points ``[N, D]`` of each, and a margin."""
     found = []
     for column in zip(*(part.T for part in points)):
         ends = [numpy.quantile(values, [_CUT, 1 - _CUT]) for values in column]

@@ -124,7 +124,8 @@ def coverage(
 
     Raises:
         ValueError: shapes that do not fit, shares that are not between 0 and 1, a count below 1, another number of
-            names. ImportError: no matplotlib.
+            names.
+        ImportError: no matplotlib.
     """
     wanted, found = array(nominal), array(empirical)
     found = found[:, None] if found.ndim == 1 else found

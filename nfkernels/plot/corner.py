@@ -86,7 +86,8 @@ def corner(
     More than eight columns are not drawn; the title tells which.
 
     Raises:
-        ValueError: other shapes, another number of columns, names, steps or true values. ImportError: no matplotlib.
+        ValueError: other shapes, another number of columns, names, steps or true values.
+        ImportError: no matplotlib.
     """
     own = rows(data, "data")
     drawn = None if samples is None else rows(samples, "samples")
@@ -97,14 +98,11 @@ def corner(
     side = max(2.0 * count, 4.2) if count > 1 else 4.6
     made = style.figure(side, side)
     made.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.0, hspace=0.0)  # type: ignore[union-attr]
-    grid = made.subplots(count, count, squeeze=False)
+    grid = made.add_gridspec(count, count)
     ranges = [column.range() for column in columns]
     for row in range(count):
-        for at in range(count):
-            panel = grid[row][at]
-            if at > row:
-                panel.set_axis_off()
-                continue
+        for at in range(row + 1):
+            panel = made.add_subplot(grid[row, at])
             if row == at:
                 _marginal(panel, columns[row], ranges[row])
             else:

@@ -38,7 +38,8 @@ def training_curve(
         title: above the picture.
 
     Raises:
-        ValueError: a history of losses in the other unit. ImportError: no matplotlib.
+        ValueError: a history of losses in the other unit.
+        ImportError: no matplotlib.
     """
     entries = list(history)
     key = "bpd" if unit == "bits/dim" else "nll"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _models, style
-from ._rows import Rows, box, interval, limits_of, rows
+from ._rows import Rows, box, interval, limits_of, rows, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ def density(
         data: rows ``[N, D]`` of the same columns, tensor or array; at most 1000 of two columns are drawn.
         context: what the density is conditioned on: one for the whole picture, ``[1, ...]`` or a label.
         limits: ``((left, right), (bottom, top))``, ``(left, right)`` of one column. By default what holds 99 % of the
-            data, or else of samples of the flow, and a margin.
+            data, or else of samples of the flow, and a margin where the flow has a density there.
         pixels: along the longer side of the map.
         title: above the picture.
 
@@ -54,7 +54,8 @@ def density(
     Raises:
         ValueError: rows of more than two columns or another number than the flow's, limits that are none, several
             contexts, neither limits nor data for something that cannot be sampled from, a log-density that is nowhere
-            finite. ImportError: no matplotlib.
+            finite.
+        ImportError: no matplotlib.
 
     Costs one ``log_prob`` of ``pixels ** 2`` points at most, in chunks of 16,384.
     """
@@ -62,22 +63,36 @@ def density(
     count = _count(flow, shown, limits)
     if count not in (1, 2):
         raise ValueError(f"density draws one or two columns, got {count}: nfkernels.plot.corner draws more")
-    if limits is None:
-        source = shown.values if shown is not None else _models.some_samples(flow, context)
-        if source is None:
-            raise ValueError("what part of the plane to draw cannot be known from a function: give limits or data")
-        ends = limits_of(rows(source, "samples of the flow").values if shown is None else shown.values)
-    else:
-        ends = [interval(limits)] if count == 1 else list(box(limits))
+    ends, log_p = seen(flow, count, shown, context, limits, pixels)
     if count == 1:
         made = style.figure(6.4, 4, title)
-        told = draw_curve(made.subplots(), flow, ends[0], shown, context)
+        told = _draw_curve(made.subplots(), log_p, ends[0], shown)
     else:
-        limits = (ends[0], ends[1])
-        made = style.figure(6.2, 5.2 * style.shape(limits) + 0.8, title)
-        told = draw_map(made.subplots(), flow, limits, shown, context, pixels)
+        made = style.figure(6.2, 5.2 * style.shape(ends) + 0.8, title)
+        told = draw_map(made.subplots(), log_p, ends, shown)
     style.note(made, told, "" if shown is None else shown.note)
     return made
+
+
+def seen(flow: Any, count: int, data: Rows | None, context: Any, limits: Any, pixels: int) -> tuple[Any, numpy.ndarray]:
+    """The limits of the picture, one pair for each column, and ``log p`` there: on a line, or as of `on_grid`."""
+
+    def evaluated(ends: Sequence[tuple[float, float]]) -> tuple[Any, numpy.ndarray]:
+        if count == 1:
+            return ends, _models.log_density(flow, torch.linspace(*ends[0], _LINE)[:, None], context).numpy()
+        return ends, on_grid(flow, (ends[0], ends[1]), context, pixels)
+
+    if limits is not None:
+        return evaluated([interval(limits)] if count == 1 else box(limits))
+    source = None if data is not None else _models.some_samples(flow, context)
+    if data is None and source is None:
+        raise ValueError("what part of the plane to draw cannot be known from a function: give limits or data")
+    points = (data or rows(source, "samples of the flow")).values
+    try:
+        return evaluated(limits_of(points))
+    except ValueError:  # a flow of positive numbers, say, beyond its domain
+        ends = [spread(low, high, 0) for low, high in zip(points.min(0).tolist(), points.max(0).tolist(), strict=True)]
+        return evaluated(ends)
 
 
 def _count(flow: Any, data: Rows | None, limits: Any) -> int:
@@ -90,11 +105,8 @@ def _count(flow: Any, data: Rows | None, limits: Any) -> int:
     return 1 if limits is not None and numpy.ndim(limits) == 1 else 2
 
 
-def draw_map(
-    axes: Axes, flow: Any, limits: style.Limits, data: Rows | None, context: Any = None, pixels: int = 220
-) -> str:
+def draw_map(axes: Axes, log_p: numpy.ndarray, limits: style.Limits, data: Rows | None) -> str:
     """The map with its bar, and the data on it. Returns what has to be told, or nothing."""
-    log_p = on_grid(flow, limits, context, pixels)
     told = _not_finite(log_p)
     peak = float(log_p[numpy.isfinite(log_p)].max())
     image = axes.imshow(
@@ -117,16 +129,16 @@ def draw_map(
     return told
 
 
-def draw_curve(axes: Axes, flow: Any, ends: tuple[float, float], data: Rows | None, context: Any = None) -> str:
-    at = torch.linspace(*ends, _LINE)
-    log_p = _models.log_density(flow, at[:, None], context).numpy()
+def _draw_curve(axes: Axes, log_p: numpy.ndarray, ends: tuple[float, float], data: Rows | None) -> str:
     told = _not_finite(log_p)
     if data is not None:
         bins = numpy.linspace(*ends, 61)
         weights = numpy.full(len(data.values), 1 / (len(data.values) * (bins[1] - bins[0])))
         label = f"data ({len(data.values):,} rows)"
         axes.hist(data.values[:, 0], bins, weights=weights, histtype="stepfilled", color=style.FILLS[1], label=label)
-    axes.plot(at.numpy(), numpy.exp(log_p), color=style.BLUE, linewidth=1.8, label="the flow's density")
+    axes.plot(
+        numpy.linspace(*ends, _LINE), numpy.exp(log_p), color=style.BLUE, linewidth=1.8, label="the flow's density"
+    )
     axes.set_xlim(*ends)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("$x$")

@@ -39,7 +39,8 @@ def warped_grid(
         title: above the picture.
 
     Raises:
-        TypeError: no Flow. ValueError: not of two columns, limits that are none, several contexts.
+        TypeError: no Flow.
+        ValueError: not of two columns, limits that are none, several contexts.
         ImportError: no matplotlib.
 
     Costs one inverse of 25,200 points.

@@ -31,7 +31,8 @@ def image_grid(images: Any, *, columns: int | None = None, grey_levels: int = 25
         title: above the picture.
 
     Raises:
-        ValueError: another shape or type, values that are not below ``grey_levels``. ImportError: no matplotlib.
+        ValueError: another shape or type, values that are not below ``grey_levels``.
+        ImportError: no matplotlib.
     """
     pixels = tiles(images, columns=columns, grey_levels=grey_levels)
     made, axes = _pixel_figure(pixels, top=40 if title else 0)
@@ -50,7 +51,8 @@ def interpolation(rows: Any, *, grey_levels: int = 256, title: str | None = None
         grey_levels, title: as in `image_grid`.
 
     Raises:
-        ValueError: another shape or type, values that are not below ``grey_levels``. ImportError: no matplotlib.
+        ValueError: another shape or type, values that are not below ``grey_levels``.
+        ImportError: no matplotlib.
     """
     images = torch.as_tensor(rows)
     if images.dim() != 5 or not images.numel():
@@ -81,7 +83,9 @@ def _pixel_figure(pixels: Tensor, *, top: int = 0, bottom: int = 0) -> tuple[Fig
     made = style.figure(width / style.DPI, whole / style.DPI, layout=None)
     axes = made.add_axes((0, bottom / whole, 1, height / whole))
     axes.set_axis_off()
-    axes.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+    # As colours: a map of grey would round some values down.
+    colours = pixels if pixels.dim() == 3 else pixels[..., None].expand(-1, -1, 3)
+    axes.imshow(colours.numpy(), interpolation="nearest", aspect="auto")
     return made, axes
 
 
@@ -95,7 +99,7 @@ def tiles(images: Any, *, columns: int | None = None, grey_levels: int = 256) ->
     if not 2 <= grey_levels <= 256:
         raise ValueError(f"grey_levels is {grey_levels}: expected 2 .. 256")
     images = images[:, : 3 if images.shape[1] >= 3 else 1].cpu()
-    if images.max() >= grey_levels:
+    if int(images.max()) >= grey_levels:
         raise ValueError(f"images hold {int(images.max())}: expected values below grey_levels, {grey_levels}")
     count, depth, height, width = images.shape
     if columns is not None and columns < 1:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import _models, style
-from ._rows import box, limits_of, rows
-from .density import draw_map
+from ._rows import rows
+from .density import draw_map, seen
 from .grid import _plane_only, draw_grid
 from .points import draw_points
 
@@ -39,7 +39,8 @@ def overview(
         context, limits, pixels, title: as in `density`.
 
     Raises:
-        TypeError: no Flow. ValueError: not of two columns, limits that are none, several contexts.
+        TypeError: no Flow.
+        ValueError: not of two columns, limits that are none, several contexts.
         ImportError: no matplotlib.
 
     Costs a ``log_prob`` of ``pixels ** 2`` points at most, an inverse of 25,200, and the samples.
@@ -51,10 +52,10 @@ def overview(
     drawn = rows(samples, "samples")
     if drawn.columns != 2:
         raise ValueError(f"samples has {drawn.columns} columns and the flow 2: expected rows of the same columns")
-    view = box(tuple(limits_of(shown.values)) if limits is None else limits)
+    view, log_p = seen(flow, 2, shown, context, limits, pixels)
     made = style.figure(_ACROSS, 0.8 * _ACROSS * style.shape(view) + 2, title)
     (density, grid), (left, right) = made.subplots(2, 2)
-    told = draw_map(density, flow, view, shown, context, pixels), draw_grid(grid, flow, view, shown, context)
+    told = draw_map(density, log_p, view, shown), draw_grid(grid, flow, view, shown, context)
     draw_points(left, shown, view, "data", style.INK)
     draw_points(right, drawn, view, "samples", style.BLUE)
     style.note(made, *told, shown.note, drawn.note)

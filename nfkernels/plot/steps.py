@@ -52,8 +52,10 @@ def steps(
         title: above the picture.
 
     Raises:
-        TypeError: no Flow. ValueError: fewer than two columns, columns that are not there, fewer than one point,
-            several contexts. ImportError: no matplotlib.
+        TypeError: no Flow.
+        ValueError: fewer than two columns, columns that are not there, fewer than one point,
+            several contexts.
+        ImportError: no matplotlib.
 
     Costs one inverse of ``count`` points.
     """
@@ -71,7 +73,7 @@ def steps(
         seen = [stage[:, list(pair)].double().cpu().numpy() for stage in stages(flow, z, context)]
     start = z[:, list(pair)].double().cpu().numpy()
     last = rows(seen[-1], "samples of the flow")
-    view = _room(start if len(seen) == 1 else seen[0], tuple(limits_of(last.values)) if limits is None else box(limits))
+    view = _room(seen[0], tuple(limits_of(last.values)) if limits is None else box(limits))
     across = min(len(seen), _ACROSS)
     made = style.figure(max(2.3 * across, 5), 2.5 * -(-len(seen) // _ACROSS) + 0.4, title)
     angle = numpy.arctan2(start[:, 1], start[:, 0])
@@ -99,6 +101,8 @@ def stages(flow: Flow, z: Tensor, context: Any = None) -> list[Tensor]:
             seen.append(now)
         elif len(seen) > 1:
             seen[-1] = now
+    if len(seen) == 1 and not torch.equal(seen[0], z):  # nothing bends, and something mixes
+        seen.append(z)
     return seen
 
 

@@ -138,6 +138,7 @@ def circle() -> Any:
     return LinearSegmentedColormap.from_list("circle", _CIRCLE)
 
 
+@drawing()
 def save(figure: Figure, path: str | os.PathLike[str], *, software: str = "nfkernels") -> None:
     """Writes a figure as a PNG, in the figure's own resolution: whole, or not at all.
 
@@ -149,6 +150,7 @@ def save(figure: Figure, path: str | os.PathLike[str], *, software: str = "nfker
     Raises:
         ValueError: a path that ends otherwise (``figure.savefig`` writes other formats).
         OSError: the file cannot be written; what was there is still there.
+        ImportError: no matplotlib.
     """
     if Path(path).suffix.lower() != ".png":
         raise ValueError(f"{os.fspath(path)}: expected a name that ends in .png; figure.savefig writes other formats")

@@ -22,7 +22,7 @@ from .errors import TrainingError
 from .evaluation import evaluate as measure
 from .evaluation import images_at_once, reconstruction, round_trip_error, uniform_bits
 from .examination import Samples, apart_lines, examine, level_bits, scored, told_apart
-from .plots import image_grid
+from .image_file import write_grid
 from .run_folder import RunFolder
 from .samples import as_samples
 
@@ -48,7 +48,7 @@ def sample(options: argparse.Namespace) -> int:
     temperatures = options.temperatures or (options.temperature,)
     with session.using(options.run), session.computing(options.precision or session.precision_of(config), device):
         images = torch.cat([draw(flow, count, names, label, warmth, options.seed) for warmth in temperatures])
-    image_grid(out, images, grey_levels=flow.grey_levels, columns=count if options.temperatures else None)
+    write_grid(out, images, grey_levels=flow.grey_levels, columns=count if options.temperatures else None)
     files = [out, *_write_npz(options, images)]
     if options.json:
         facts = {"images": len(images), "temperatures": temperatures, "seed": options.seed}
@@ -88,7 +88,7 @@ def interpolate(options: argparse.Namespace) -> int:
     first, last, labels = pairs(data, options.pairs, options.seed, conditional=bool(getattr(flow, "classes", None)))
     with session.using(options.run), session.computing(options.precision or session.precision_of(config), device):
         rows = between(flow, first, last, labels, options.steps)
-    image_grid(out, rows.flatten(0, 1), grey_levels=flow.grey_levels, columns=options.steps)
+    write_grid(out, rows.flatten(0, 1), grey_levels=flow.grey_levels, columns=options.steps)
     files = [out, *_write_npz(options, rows.flatten(0, 1))]
     if options.json:
         facts = {"data": data.name, "part": part, "rows": len(rows), "images_per_row": options.steps}

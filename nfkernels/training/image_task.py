@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import __version__
+from .. import __version__, plot
 from . import session
 from .data import ImageData, ImageStream
 from .distributed import Ranks
@@ -18,9 +18,9 @@ from .errors import TrainingError
 from .evaluation import Evaluation, independent_pixel_bits, uniform_bits
 from .evaluation import evaluate as measure
 from .finished import draw
+from .image_file import write_grid
 from .loop import FitResult
 from .options import GLOW_ARGUMENTS, TRAIN, foreign
-from .plots import image_grid, loss_curve
 from .presets import SOURCES
 from .progress import Reporter, unread_is_fine
 from .recipe import GlowShape
@@ -185,14 +185,14 @@ def finish(
     entry |= {"uniform_bpd": uniform}
     folder.log({"step": result.step, **entry})
     baselines = {} if pixels is None else {"independent pixels": pixels.mean}
-    loss_curve(
-        folder.loss,
+    curve = plot.training_curve(
         result.history,
         baselines=baselines | {"uniform": uniform},
         best=None if result.best is None else (result.best_step, result.best),
         title=f"{training.name}: {outcome.mean:.3f} bits per dimension on the test part",
     )
-    image_grid(folder.samples, samples, grey_levels=flow.grey_levels)
+    plot.save(curve, folder.loss)
+    write_grid(folder.samples, samples, grey_levels=flow.grey_levels)
     if duration is not None:
         with unread_is_fine(sys.stdout):
             _print_result(result, outcome, pixels, uniform, folder, duration())

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -18,10 +17,11 @@ pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")
 
 from nfkernels import cli  # noqa: E402
-from nfkernels.nn import Affine, Chain, Exp, Flow, LULinear, Permutation, Standardize, StandardNormal, Tanh  # noqa: E402
+from nfkernels.nn import Chain, Flow, Standardize, StandardNormal  # noqa: E402
+from nfkernels.plot.steps import flatten  # noqa: E402
 from nfkernels.training.data.toy import TOYS  # noqa: E402
 from nfkernels.training.demo import flow as demo_flow  # noqa: E402
-from nfkernels.training.demo import options, pictures, run, stages, variables  # noqa: E402
+from nfkernels.training.demo import options, run  # noqa: E402
 from nfkernels.training.demo.folder import is_ours  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -30,10 +30,9 @@ QUICK = ["--steps", "3", "--layers", "2", "--width", "8", "--batch-size", "16", 
 
 @pytest.fixture
 def _small(monkeypatch):
-    """Few points and few pixels."""
+    """Few points."""
     for name, value in {"_TRAINING": 300, "_HELD_OUT": 100, "_DRAWN": 50}.items():
         monkeypatch.setattr(run, name, value)
-    monkeypatch.setattr(pictures, "_PIXELS", 12)
 
 
 def pixels(path):
@@ -119,29 +118,6 @@ def test_the_lecture_is_drawn_and_told(capsys):
     assert len(re.findall(r"differ by \de-1[0-9] at most", said)) == 2
     assert max(map(len, said.splitlines())) <= 120
     assert cli.main(["demo", "change-of-variables"]) == 0  # what it drew itself it may draw anew
-
-
-def test_a_squared_die():
-    assert variables.die() == {square: Fraction(1, 6) for square in (1, 4, 9, 16, 25, 36)}
-
-
-def test_the_flows_density_is_the_analytic_one_and_a_wrong_one_is_seen():
-    from torch.distributions import LogNormal, Normal
-
-    exp = variables.normal_through(Exp(), LogNormal(*variables._exactly(0.0, 1.0)), 0.01, 5.0, 5000)
-    assert exp.error < 1e-12
-    assert exp.drawn.log().mean().abs() < 0.06
-    assert (exp.moved - exp.analytic - exp.at.log()).abs().max() < 1e-12  # what is left out is the derivative
-    affine = variables.normal_through(Affine(1.0, 0.5), Normal(*variables._exactly(1.0, 0.5)), -1.0, 3.0, 5000)
-    assert affine.error < 1e-12
-    wrong = variables.normal_through(Affine(1.0, 0.5), Normal(*variables._exactly(1.0, 0.6)), -1.0, 3.0, 10)
-    assert wrong.error > 0.1
-
-
-def test_half_of_a_normal_has_no_logarithm():
-    found = variables.refusal(20_000)
-    assert abs(found.share - 0.5) < 0.02
-    assert re.fullmatch(r"Log needs positive data, got a minimum of -\d\.\d+: shift it, .*", found.sentence)
 
 
 # --- the quick look ---------------------------------------------------------------------------------------------------
@@ -230,53 +206,6 @@ def plain(*layers):
     return Flow(Chain(*layers), StandardNormal(2)).eval()
 
 
-def test_stages_are_what_each_layer_makes_of_the_points():
-    squeezed = Chain(Affine(0.0, torch.tensor([2.0, 1.0])))
-    flow = plain(Standardize(torch.tensor([5.0, 7.0]), 3.0), squeezed, Permutation(2, "reverse"), Tanh().inv)
-    z = torch.randn(40, 2)
-    seen = stages.stages(flow, z)
-    assert len(seen) == 3
-    shift = torch.tensor([5.0, 7.0])
-    assert torch.allclose(seen[0], z.flip(1) * 3 + shift, atol=1e-5)
-    assert torch.allclose(seen[1], z.tanh().flip(1) * 3 + shift, atol=1e-5)
-    assert torch.allclose(seen[2], flow.decode(z), atol=1e-5)
-
-
-def test_what_bends_nothing_has_no_stage_of_its_own():
-    mix = [LULinear(2) for _ in range(3)]
-    for layer in mix:
-        torch.nn.init.normal_(layer.lower)
-    flow = plain(mix[0], Tanh().inv, mix[1], Tanh().inv, mix[2])
-    z = 0.1 * torch.randn(10, 2)
-    seen = stages.stages(flow, z)
-    assert len(seen) == 3
-    assert torch.equal(seen[0], z)
-    assert torch.allclose(seen[1], mix[1].inverse(mix[2].inverse(z)[0].tanh())[0])
-    assert torch.equal(seen[2], flow.decode(z))
-
-
-def test_the_grid_is_straight_in_the_latent():
-    flow = plain(Standardize(torch.tensor([1.0, 2.0]), 2.0))
-    lines = pictures.warped(flow)
-    assert lines.shape[0] == 2
-    assert (lines[0, :, :, 0].std(1) < 1e-5).all()  # one z_1 along each line of the first family
-    assert (lines[1, :, :, 1].std(1) < 1e-5).all()
-    assert torch.allclose(flow.encode(lines[0, 0, :1]), torch.tensor([[-2.5, -2.5]]), atol=1e-5)
-
-
-def test_the_density_is_drawn_the_right_way_up(monkeypatch):
-    monkeypatch.setattr(pictures, "_PIXELS", 60)
-    flow = plain(Standardize(torch.tensor([2.0, -1.0]), 0.5))
-    log_p = pictures.log_density(flow, ((-1.0, 5.0), (-4.0, 2.0)))
-    assert log_p.shape == (60, 60)
-    assert log_p.exp().sum() * 0.01 == pytest.approx(1, abs=1e-3)
-    row, column = divmod(int(log_p.argmax()), 60)
-    assert (column, row) in {(a, b) for a in (29, 30) for b in (29, 30)}
-    wide = pictures.log_density(plain(Standardize(torch.tensor([3.5, 0.0]), 0.5)), ((0.0, 4.0), (-1.0, 1.0)))
-    assert wide.shape == (30, 60)
-    assert int(wide.argmax()) % 60 > 45
-
-
 def test_likelihoods_know_the_truth():
     """A flow that is the normal it is compared with."""
     toy, data = TOYS["moons"], TOYS["moons"].sample(4000, seed=0)
@@ -292,7 +221,7 @@ def test_likelihoods_know_the_truth():
 def test_data_is_scaled_alike_along_both_axes():
     data = TOYS["moons"].sample(2000, seed=0)
     flow = demo_flow.build("NSF", data, layers=2, width=8)
-    unit = stages.flatten(flow.bijection)[0]
+    unit = flatten(flow.bijection)[0]
     z = unit(data)[0]
     assert z.mean(0).abs().max() < 1e-5
     assert z.var(0).mean().item() == pytest.approx(1, abs=1e-4)

@@ -1,4 +1,4 @@
-"""What a flow over a table is compared with, in which units, and the corner plot."""
+"""What a flow over a table is compared with, in which units, and what the corner plot is of."""
 
 import math
 
@@ -8,9 +8,8 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from nfkernels import nn as N
-from nfkernels.training.plots import loss_curve
 from nfkernels.training.tables.columns import Column, Rows, Table
-from nfkernels.training.tables.corner import Axis, corner
+from nfkernels.training.tables.draw import corner_rows
 from nfkernels.training.tables.mixture import Mixture, best_mixture, gaussian
 from nfkernels.training.tables.report import nats_per_row, report
 
@@ -107,34 +106,14 @@ def test_scores_in_both_units(steps):
     assert found.facts()["gaussian_nll"] == found.gaussian.nats
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 8, 11])
-def test_corner_plots_of_any_number_of_columns(tmp_path, count):
-    pytest.importorskip("matplotlib")
-    image = pytest.importorskip("PIL.Image")
-    random = numpy.random.default_rng(0)
-    axes = [Axis(f"c{at}", random.normal(size=300), random.normal(size=200), float(at == 1)) for at in range(count)]
-    axes[-1] = Axis("two values", random.integers(0, 2, 300) * 1.0, random.integers(0, 2, 200) * 1.0, 1.0)
-    names = [axis.name for axis in axes[8:]]
-    corner(tmp_path / "corner.png", axes[:8], title="a title", left_out=names)
-    picture = image.open(tmp_path / "corner.png")
-    assert picture.size[0] == picture.size[1]
-    colours = {colour for _, colour in picture.convert("RGB").getcolors(2**24)}
-    assert {(158, 202, 225), (217, 72, 1)} <= colours  # data, samples
-
-
-def test_a_corner_plot_of_samples_far_from_the_data_shows_the_data(tmp_path):
-    pytest.importorskip("matplotlib")
-    data = numpy.random.default_rng(0).normal(size=300)
-    axis = Axis("x", data, data * 1e6 + 1e7)
-    low, high = axis.range()
-    assert -6 < low < -2
-    assert 2 < high < 6
-    corner(tmp_path / "corner.png", [axis, axis])
-
-
-def test_names_with_dollars_are_no_formulas(tmp_path):
-    pytest.importorskip("matplotlib")
-    data = numpy.random.default_rng(0).normal(size=50)
-    axes = [Axis(name, data, data) for name in ("in $ and $\\foo$", "$x^$", "b")]
-    corner(tmp_path / "corner.png", axes, title="table_$\\foo$")
-    loss_curve(tmp_path / "loss.png", [{"step": 1, "nll": 1.0}], unit="nats", title="table_$\\foo$")
+@pytest.mark.parametrize("steps", [(0.0, 0.0), (1.0, 0.0)])
+def test_the_corner_plot_is_of_rows_and_as_many_samples(steps):
+    data = table(steps)
+    drawn = corner_rows(flow_over(data), data, seed=1)
+    assert drawn["data"].shape == drawn["samples"].shape == (300, 2)
+    assert drawn["names"] == ["a", "b"]
+    assert drawn["steps"] == list(steps)
+    whole = torch.cat([part.values for part in (data.train, data.validation, data.test)]).double()
+    assert (numpy.sort(drawn["data"], 0) == whole.sort(0).values.numpy()).all()
+    if steps[0]:
+        assert (drawn["samples"][:, 0] == drawn["samples"][:, 0].round()).all()

@@ -1,4 +1,4 @@
-"""The flow of a quick look: how it is built, trained, measured and drawn from."""
+"""The flow of a quick look: how it is built, trained and measured."""
 
 from __future__ import annotations
 
@@ -81,11 +81,3 @@ def likelihoods(flow: Flow, toy: Toy, held_out: Tensor, training: Tensor) -> Lik
 
 def estimate(values: Tensor) -> Estimate:
     return values.mean().item(), (values.std() / len(values) ** 0.5).item()
-
-
-@torch.no_grad()
-def draw(flow: Flow, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """``count`` latents and what the flow makes of them, `[count, 2]` each."""
-    generator = torch.Generator(flow.base.like.device).manual_seed(seed)
-    z = flow.base.sample(count, generator=generator)
-    return z, flow.decode(z, batch_size=_AT_ONCE)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ... import plot
 from .. import session
 from ..as_json import print_json
 from ..data.image_data import need
@@ -17,11 +18,9 @@ from ..data.toy import TOYS, Toy
 from ..errors import TrainingError
 from ..loop import FitResult, fit
 from ..progress import reporter, unread_is_fine, wish_of
-from .flow import Likelihoods, build, draw, likelihoods, recipe
-from .folder import PictureFolder
+from .flow import Likelihoods, build, likelihoods, recipe
+from .folder import SOFTWARE, PictureFolder
 from .options import DEMO, MODELS, OF_TRAINING, VARIABLES
-from .pictures import look, steps
-from .stages import stages
 from .variables import change_of_variables
 
 if TYPE_CHECKING:
@@ -65,10 +64,12 @@ def _quick_look(toy: Toy, asked: dict[str, Any], device: torch.device, folder: P
     seconds = time.monotonic() - began
     flow.eval()
     found = likelihoods(flow, toy, held_out, training)
-    z, x = draw(flow, _DRAWN, seed)
     title = f"{toy.title}: {kind} after {session.many(result.step, 'step')}"
-    look(folder.pictures[0], toy, flow, held_out[:_DRAWN], x, title)
-    steps(folder.pictures[1], toy, stages(flow, z), z, f"{toy.title}: from the base to the data, layer by layer")
+    page = plot.overview(flow, held_out[:_DRAWN], limits=toy.view, title=title)
+    way = f"{toy.title}: from the base to the data, layer by layer"
+    steps = plot.steps(flow, count=_DRAWN, limits=toy.view, seed=seed, title=way)
+    for figure, picture in zip((page, steps), folder.pictures, strict=True):
+        plot.save(figure, picture, software=SOFTWARE)
     if json:
         facts = {"name": toy.name, "model": asked["model"], "stopped": result.stopped, "steps": result.step}
         facts |= {"seconds": time.monotonic() - began, **found.facts(), "written": folder.pictures}

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .columns import Rows, Table, wrapped
-from .corner import MOST_COLUMNS, Axis
 from .report import conditions, modelled
 
 if TYPE_CHECKING:
@@ -68,20 +67,20 @@ def whole_rows(flow: TableFlow, values: numpy.ndarray, context: numpy.ndarray | 
     return rows
 
 
-def corner_axes(flow: TableFlow, table: Table, seed: int = 0) -> tuple[list[Axis], list[str]]:
-    """The columns to draw, of rows of all parts and as many samples (under the contexts of these rows), and the names
-    of those that are too many."""
+def corner_rows(flow: TableFlow, table: Table, seed: int = 0) -> dict[str, Any]:
+    """What ``nfkernels.plot.corner`` draws: rows of all parts, as many samples (under the contexts of these rows), the
+    columns' names and the steps of whole numbers. Conditions come last, equal in both."""
     values, context = _some(table, seed)
     samples = draw(flow, len(values), context, seed=seed)
-    axes = [
-        Axis(column["name"], values[:, at].double().numpy(), samples[:, at], column.get("step", 0.0))
-        for at, column in enumerate(modelled(flow))
-    ]
-    for at, column in enumerate(conditions(flow)):
-        own = context[:, at].double().numpy()
-        step = 1.0 if (own == numpy.round(own)).all() else 0.0
-        axes.append(Axis(f"{column['name']} (given)", own, own, step))
-    return axes[:MOST_COLUMNS], [axis.name for axis in axes[MOST_COLUMNS:]]
+    data = values.double().numpy()
+    names = [column["name"] for column in modelled(flow)]
+    steps = [column.get("step", 0.0) for column in modelled(flow)]
+    if context is not None:
+        given = context.double().numpy()
+        data, samples = (numpy.concatenate((part, given), 1) for part in (data, samples))
+        names += [f"{column['name']} (given)" for column in conditions(flow)]
+        steps += (given == numpy.round(given)).all(0).astype(float).tolist()
+    return {"data": data, "samples": samples, "names": names, "steps": steps}
 
 
 def _some(table: Table, seed: int) -> tuple[Tensor, Tensor | None]:

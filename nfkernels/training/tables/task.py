@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ... import __version__
+from ... import __version__, plot
 from ...nn import TableFlow
 from .. import session
 from ..distributed import Ranks
@@ -19,14 +19,12 @@ from ..errors import TrainingError
 from ..image_task import refuse_changes, written
 from ..loop import FitResult
 from ..options import TRAIN, foreign
-from ..plots import loss_curve
 from ..progress import Reporter, unread_is_fine
 from ..run_folder import RunFolder
 from . import model
 from .board import TableBoard
 from .columns import Table, load_table
-from .corner import corner
-from .draw import corner_axes
+from .draw import corner_rows
 from .kind import MODELS
 from .report import Report, conditions, report
 
@@ -173,18 +171,19 @@ def finish(
     """The test, the pictures and what there is to say at the end; nothing is printed without ``duration``."""
     with session.using(folder.path), session.computing(session.precision_of(folder.read_config()), device):
         outcome = report(flow, table)
-        axes, left_out = corner_axes(flow, table)
+        drawn = corner_rows(flow, table)
     folder.log({"step": result.step, **outcome.facts()})
     score = f"-log p = {outcome.flow.nats:.3f} nats per row on the test part"
-    loss_curve(
-        folder.loss,
+    curve = plot.training_curve(
         result.history,
         unit="nats per row, in data units",
         baselines={rival.name: rival.nats for rival in (outcome.mixture, outcome.gaussian)},
         best=None if result.best is None else (result.best_step, result.best),
         title=f"{table.name}: {score}",
     )
-    corner(folder.corner, axes, title=f"{table.name}, {config['model']['kind']}: {score}", left_out=left_out)
+    plot.save(curve, folder.loss)
+    corner = plot.corner(**drawn, title=f"{table.name}, {config['model']['kind']}: {score}")
+    plot.save(corner, folder.corner)
     if duration is not None:
         with unread_is_fine(sys.stdout):
             _print_result(result, outcome, flow, folder, duration())
