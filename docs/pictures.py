@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nfkernels import Spline, plot
+from nfkernels import Spline, diagnostics, plot
 from nfkernels._atomic import atomic_write
-from nfkernels.models import NSF
+from nfkernels.models import MAF, NSF
 from nfkernels.nn import AffineCoupling, Chain, Flow, FullLinear, SplineCoupling, StandardNormal, TriangularLinear
 from nfkernels.plot import grid, style
 from nfkernels.training import fit, load_images
@@ -130,6 +130,32 @@ def dequantisation() -> object:
     return made
 
 
+def corner() -> object:
+    torch.manual_seed(0)
+    bent = torch.randn(20_000)
+    x = torch.stack((bent, bent**2 + 0.5 * torch.randn(20_000), (0.4 * torch.randn(20_000) + 0.3 * bent).exp()), 1)
+    mean, deviation = x.mean(0), x.std(0)
+    flow = NSF(3, layers=3, hidden=32)
+    fit(flow, (x - mean) / deviation, steps=400, batch_size=512, lr=5e-3, weight_decay=0.0)
+    drawn = flow.eval().sample(5000) * deviation + mean
+    return plot.corner(x[:5000], drawn, names=["a", "b", "c"])
+
+
+def coverage() -> object:
+    torch.manual_seed(0)
+
+    def simulate(count: int) -> tuple[Tensor, Tensor]:
+        theta = torch.randn(count, 2)
+        return theta, theta[:, :1] * torch.linspace(-1, 1, 50) + theta[:, 1:] + 0.5 * torch.randn(count, 50)
+
+    summary = nn.Sequential(nn.Linear(50, 64), nn.SiLU(), nn.Linear(64, 8))
+    posterior = MAF(2, layers=3, hidden=32, context=8, embed=summary, activation="silu")
+    fit(posterior, simulate(50_000), steps=600, batch_size=256, lr=2e-3, weight_decay=0.0)
+    levels = [k / 20 for k in range(1, 20)]
+    found = diagnostics.coverage(posterior.eval(), *simulate(1000), levels=levels, draws=400)
+    return plot.coverage(found.nominal, found.empirical, count=found.count)
+
+
 PICTURES = {
     "change-of-variables": change_of_variables,
     "loss": loss,
@@ -138,6 +164,8 @@ PICTURES = {
     "coupling": coupling,
     "dequantisation": dequantisation,
     "directions": directions,
+    "corner": corner,
+    "coverage": coverage,
 }
 
 

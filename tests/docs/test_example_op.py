@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pages
+import pytest
 
 PAGE = pages.DOCS / "adding-an-op.md"
 
@@ -79,6 +80,7 @@ def compiled(folder):
     return folder / "alone.so"
 
 
+@pytest.mark.slow
 def test_the_op_of_the_page_works(tmp_path, monkeypatch):
     """In a process of its own: what it adds to PyTorch stays."""
     ((code, _),) = pages.programs(PAGE)

@@ -39,6 +39,7 @@ def described(site):
     return {line.split(" ")[0] for line in text.splitlines() if " py:" in line}
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_has_every_public_name(tmp_path):
     """One test, so that one process builds it."""
     site = built(tmp_path)
