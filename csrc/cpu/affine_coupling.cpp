@@ -2,14 +2,14 @@
 //
 // Arithmetic happens in blocks of up to 256 elements at unit stride. Samples with rows long enough are walked row by
 // row (runs): a tensor at unit stride in the arithmetic's type is used in place, any other (another layout, a narrower
-// type) passes through scratch. Masks, channel maps and samples too small for that are gathered element by element
-// (tiles). Work is cut into units (a sample, or a piece of a large one) by shape alone, so results do not depend on
-// threads.
+// type) passes through scratch. Narrow tables go through it with several rows to a block. Masks, channel maps and
+// samples too small for runs are gathered element by element (tiles). Work is cut into units (a sample, or a piece of a
+// large one) by shape alone, so results do not depend on threads.
 
 #include <cstdlib>
 #include <new>
 
-#include "affine_coupling_layout.h"
+#include "affine_coupling_rows.h"
 #include "convert.h"
 #include "isa.h"
 #include "processor.h"
@@ -71,6 +71,7 @@ struct ForwardJob : Common<T> {
 
   static void body(void* self, int64_t begin, int64_t end) {
     auto* job = static_cast<ForwardJob*>(self);
+    if (is_narrow_table(job->k)) return forward_rows(*job, job->io, job->compute, job->partial, begin, end);
     job->runs.possible ? job->by_runs(begin, end) : job->by_tiles(begin, end);
   }
 };
@@ -119,7 +120,9 @@ template <typename T>
 void forward(const Coupling& k, const CouplingForward& io, const Launch& on) {
   ForwardJob<T> job(k, io);
   const int64_t elements = k.channels * k.positions;
-  if (job.runs.possible) {
+  if (is_narrow_table(k)) {
+    job.cut(elements, 1);
+  } else if (job.runs.possible) {
     job.cut(elements, job.runs.rows == 1 ? job.runs.length / kLane : job.runs.rows);
   } else {
     job.cut(elements, outer_size(k, io.x));
@@ -215,6 +218,8 @@ struct BackwardJob : Common<T> {
 
   static void body(void* self, int64_t begin, int64_t end) {
     auto* job = static_cast<BackwardJob*>(self);
+    if (is_narrow_table(job->k))
+      return backward_rows(*job, job->io, job->compute, job->rebuild, job->gain_partial, begin, end);
     job->runs.possible ? job->by_runs(begin, end) : job->by_tiles(begin, end);
   }
 };
@@ -286,7 +291,9 @@ template <typename T>
 void backward(const Coupling& k, const CouplingBackward& io, const Launch& on) {
   BackwardJob<T> job(k, io);
   const int64_t elements = k.channels * k.positions;
-  if (job.runs.possible) {
+  if (is_narrow_table(k)) {
+    job.cut(elements, 1);
+  } else if (job.runs.possible) {
     job.cut(elements, job.runs.rows == 1 ? job.runs.length / kLane : job.runs.rows);
   } else {
     job.cut(elements, outer_size(k, io.y));
