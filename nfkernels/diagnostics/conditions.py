@@ -7,7 +7,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -65,8 +65,9 @@ def condition_numbers(
 
 
 def _of_layer(call: LayerCall, iterations: int) -> tuple[float, bool]:
-    if hasattr(call.layer, "condition_number") and call.x.shape[1] <= CHANNELS:
-        known = call.layer.condition_number(tuple(call.x.shape[1:]))
+    layer: Any = call.layer
+    if hasattr(layer, "condition_number") and call.x.shape[1] <= CHANNELS:
+        known = layer.condition_number(tuple(call.x.shape[1:]))
         if not math.isnan(known):
             return known, True
     call = _in_double(call)

@@ -50,7 +50,7 @@ class WatchScales(TorchDispatchMode):
         super().__init__()
         self._tell = tell
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
         if getattr(function, "namespace", "") == "nfkernels":
             name = function._schema.name.removeprefix("nfkernels::")

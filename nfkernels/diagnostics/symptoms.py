@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -151,7 +151,7 @@ def look(flow: Flow, x: Tensor, context: Tensor | None = None) -> Look:
     handles = [module.register_forward_pre_hook(before, with_kwargs=True) for module in names]
     handles += [module.register_forward_hook(after, with_kwargs=True) for module in names]
     try:
-        with evaluating(flow), WatchScales(lambda scales: seen.layers and seen.layers[-1].scales.append(scales)):
+        with evaluating(flow), WatchScales(lambda scales: seen.layers and seen.layers[-1].scales.append(scales)):  # type: ignore[func-returns-value]
             seen.z = flow(_noisy(flow, x), flow._matched(context, x))[0]
     except Exception as error:
         seen.raised = error
@@ -276,7 +276,7 @@ def _uses(flow: Flow, sizes: list[int], z: Tensor, x: Tensor, context: Tensor | 
     return moved
 
 
-def _noisy(flow: Flow, x: Tensor) -> Tensor:
+def _noisy(flow: Any, x: Tensor) -> Tensor:
     generator = torch.Generator(x.device).manual_seed(0)
     if not x.is_floating_point() and hasattr(flow, "dequantize"):
         return flow.dequantize(x, generator=generator)

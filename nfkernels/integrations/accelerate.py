@@ -16,7 +16,7 @@ from .adapter import Adapter
 from .libraries import PLAIN, entry_of, library_of
 from .proof import prove
 from .registry import find, qualified
-from .report import Report, Row, part, row
+from .report import Report, Row, Status, part, row
 from .steps import Steps, container, network, put_back
 from .steps import channels_last as lay_channels_last
 from .watch import unchanged, watch
@@ -93,7 +93,7 @@ def accelerate(
             if fused_steps is not None:
                 adapter, reason = fused_steps, why
         if swapping.is_swapped(module):
-            status = "pending" if swapping.is_pending(module) else "fused"
+            status: Status = "pending" if swapping.is_pending(module) else "fused"
             rows.append(row(path, module, status, "already"))
             done = find(module)[0] if status == "pending" else type(module).__nfkernels_adapter__
             parts |= dict.fromkeys(done.parts(module) if done else (), rows[-1])

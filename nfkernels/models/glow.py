@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,8 @@ class Glow(ImageFlow):
     Raises ``ValueError`` for sizes that cannot be squeezed, and for labels that are missing or out of range (the
     latter on the CPU only). Reference: Kingma & Dhariwal 2018, figure 2 and table 1.
     """
+
+    bijection: Chain
 
     def __init__(
         self,
@@ -110,7 +112,8 @@ class Glow(ImageFlow):
 
     def split_latent(self, z: Tensor) -> list[Tensor]:
         """The latents of every level, finest first, each ``[B, c, h, w]`` (views of ``z [B, D]``)."""
-        return self.bijection[1].split(z)
+        levels: Any = self.bijection[1]
+        return levels.split(z)
 
     def _matched(self, context: Tensor | None, like: Tensor) -> Tensor | None:
         if self.classes is None and context is not None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -147,7 +148,7 @@ def _onto_one_interval(
     features: int, circular: Sequence[int], interval: Interval | Sequence[Interval], bound: float
 ) -> Standardize:
     """One spline op has one interval: angles come to that of the other columns."""
-    each = [interval] * len(circular) if isinstance(interval[0], int | float) else list(interval)
+    each: list[Any] = [interval] * len(circular) if isinstance(interval[0], int | float) else list(interval)
     if len(each) != len(circular):
         raise ValueError(f"interval is one pair, or one for each of {len(circular)} circular columns: got {len(each)}")
     middle, scale = torch.zeros(features), torch.ones(features)
@@ -160,8 +161,9 @@ def _onto_one_interval(
 def _between(linear: Linear, actnorm: bool, angles: Tensor, plain: list[int], bound: float) -> list[Bijection]:
     """The layers before a coupling: linear ones for columns that are no angles, rotations for those that are."""
     features = len(angles)
-    own = ([ActNorm(len(plain))] if actnorm and plain else []) + (mixing(linear, len(plain)) if plain else [])
-    found = own if len(plain) == features else [Columns(layer, plain) for layer in own]
+    own: list[Bijection] = [ActNorm(len(plain))] if actnorm and plain else []
+    own += mixing(linear, len(plain)) if plain else []
+    found: list[Bijection] = own if len(plain) == features else [Columns(layer, plain) for layer in own]
     if angles.any():
         found.append(PhaseShift(features, angles.nonzero()[:, 0].tolist(), low=-bound, high=bound))
     return found
@@ -192,7 +194,7 @@ def _autoregressive(
 ) -> Bijection:
     check_choice("network", kind, Network)
     features, count = len(angles), spline.params_per_element
-    options = {
+    options: dict[str, Any] = {
         "layers": depth, "residual": kind == "residual", "context_channels": context, "activation": activation,
         "dropout": dropout,
     }  # fmt: skip

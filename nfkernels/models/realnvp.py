@@ -124,6 +124,8 @@ class ImageRealNVP(ImageFlow):
     Raises ``ValueError`` for sizes that cannot be squeezed. Reference: Dinh et al. 2017, sections 3.4 to 3.6 and 4.1.
     """
 
+    bijection: Chain
+
     def __init__(
         self,
         shape: Sequence[int],
@@ -150,6 +152,7 @@ class ImageRealNVP(ImageFlow):
 
         def coupling(inputs: int, transformed: int, **split: Any) -> list[Bijection]:
             options: dict[str, Any] = {"context_channels": context, "dropout": dropout}
+            net: ConvResidualNet | ConvConditioner
             if network == "residual":
                 net = ConvResidualNet(inputs, hidden, per_channel * transformed, blocks=depth, **options)
             else:
@@ -186,7 +189,8 @@ class ImageRealNVP(ImageFlow):
 
     def split_latent(self, z: Tensor) -> list[Tensor]:
         """The latents of every level, finest first, each ``[B, c, h, w]`` (views of ``z [B, D]``)."""
-        return self.bijection[1].split(z)
+        levels: Any = self.bijection[1]
+        return levels.split(z)
 
 
 def _checked_shape(shape: Sequence[int], levels: int) -> tuple[int, int, int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ def check_table(features: int, layers: int, hidden: int, context: int, embed: nn
         raise ValueError(f"{who} has an embed= network but context=0: give the width of what that network returns")
 
 
-def base_over(features: int, base: Base | None, default: type[Base] = StandardNormal) -> Base:
+def base_over(features: int, base: Base | None, default: Callable[[int], Base] = StandardNormal) -> Base:
     if base is None:
         return default(features)
     if tuple(base.shape) != (features,):
@@ -59,7 +60,7 @@ def make_network(
 ) -> MLP | ResidualNet:
     """``depth`` counts an MLP's hidden layers, a residual network's blocks."""
     check_choice("network", kind, Network)
-    options = {"context_channels": context, "activation": activation, "dropout": dropout}
+    options: dict[str, Any] = {"context_channels": context, "activation": activation, "dropout": dropout}
     if kind == "mlp":
         return MLP(inputs, hidden, outputs, layers=depth, **options)
     return ResidualNet(inputs, hidden, outputs, blocks=depth, **options)

@@ -138,7 +138,7 @@ class Uniform(Base):
     def log_prob(self, z: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
         mask = self._mask(z, lengths)
         inside = (z >= self.low) & (z <= self.high)
-        count = z.new_full(z.shape[:1], z.shape[1:].numel(), dtype=compute_dtype(z))
+        count: int | Tensor = z.new_full(z.shape[:1], z.shape[1:].numel(), dtype=compute_dtype(z))
         if mask is not None:
             inside, count = inside | ~mask, z.shape[1] * positions(z, lengths)
         return torch.where(inside.flatten(1).all(1), -math.log(self.high - self.low) * count, -math.inf)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -109,14 +109,17 @@ class Chain(Bijection):
     gives a layer, slicing a chain; ``len`` and iteration work. Raises ``TypeError`` for what is no Bijection.
     """
 
+    layers: Any  # nn.ModuleList, whose elements no type checker knows
+
     def __init__(self, *layers: Bijection | Iterable[Bijection]) -> None:
         super().__init__()
+        given: tuple[Any, ...] = layers
         if len(layers) == 1 and isinstance(layers[0], Iterable) and not isinstance(layers[0], Bijection):
-            layers = tuple(layers[0])
-        for layer in layers:
+            given = tuple(layers[0])
+        for layer in given:
             if not isinstance(layer, Bijection):
                 raise TypeError(f"a Chain is made of Bijections, got {type(layer).__name__}")
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(given)
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None

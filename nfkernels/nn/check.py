@@ -6,12 +6,12 @@ import contextlib
 import copy
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..reference.affine_coupling import compute_dtype
-from .bijection import Bijection
 from .layer_calls import LayerCall, layer_calls
 
 # A dense Jacobian is taken where one sample has at most this many elements.
@@ -162,9 +162,10 @@ def _check_layer(call: LayerCall) -> LayerCheck:
         row.problem = _problem(row, call)
     except Exception as error:  # whatever somebody's layer raises is what the report is for
         row.problem = _raised(error)
-        if hasattr(call.layer, "condition_number"):
+        layer: Any = call.layer
+        if hasattr(layer, "condition_number"):
             with contextlib.suppress(Exception):  # what raised may raise again
-                row.condition = call.layer.condition_number(row.shape)
+                row.condition = layer.condition_number(row.shape)
                 if not math.isnan(row.condition):
                     row.problem += f" (condition number {row.condition:.1e})"
     return row
@@ -251,7 +252,7 @@ def _against_jacobian(row: LayerCheck, call: LayerCall) -> str:
     return ""
 
 
-def _known_condition(row: LayerCheck, layer: Bijection, x: Tensor) -> float:
+def _known_condition(row: LayerCheck, layer: Any, x: Tensor) -> float:
     """What a layer whose Jacobian the data does not change knows of it, where no Jacobian was taken."""
     if math.isnan(row.condition) and hasattr(layer, "condition_number") and x.shape[0] and x.shape[1] <= CHANNELS:
         return layer.condition_number(tuple(x.shape[1:]))

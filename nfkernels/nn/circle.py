@@ -191,7 +191,9 @@ class PeriodicMaskedMLP(Recorded, nn.Module):
     @property
     def network(self) -> MaskedMLP:
         """The network inside, whose inputs are the cosines and sines."""
-        return self.periodic.conditioner
+        network = self.periodic.conditioner
+        assert isinstance(network, MaskedMLP)
+        return network
 
     @property
     def degrees(self) -> Tensor:
@@ -243,7 +245,7 @@ class CircularNormal(Base):
 
     def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         check_temperature(temperature)
-        options = {"generator": generator, "device": self.like.device, "dtype": self.like.dtype}
+        options: dict[str, Any] = {"generator": generator, "device": self.like.device, "dtype": self.like.dtype}
         z = torch.randn(n, *self.shape, **options) * temperature
         angles = self.low + (self.high - self.low) * torch.rand(n, *self.shape, **options)
         return torch.where(self.circular, wrap(angles, self.low, self.high), z)

@@ -215,10 +215,11 @@ class ResidualNet(Recorded, nn.Module):
         beside = context_channels if context_by == "glu" else 0
         self.first = nn.Linear(in_channels + beside, hidden)
         self.inner = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
-        self.outer = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
-        for layer in self.outer:
+        outer = [nn.Linear(hidden, hidden) for _ in range(blocks)]
+        for layer in outer:
             nn.init.uniform_(layer.weight, -1e-3, 1e-3)
             nn.init.uniform_(layer.bias, -1e-3, 1e-3)
+        self.outer = nn.ModuleList(outer)
         self.last = nn.Linear(hidden, out_channels)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
@@ -237,7 +238,7 @@ class ResidualNet(Recorded, nn.Module):
             share = "gate" if self.context_by == "glu" else "add"
             x = torch.cat((x, context), 1) if share == "gate" else x
         if not (self.dropout and self.training):
-            layers = [self.first]
+            layers: list[nn.Module] = [self.first]
             for pair in zip(self.inner, self.outer, strict=True):
                 layers += pair
             layers.append(self.last)

@@ -46,7 +46,8 @@ def register(cls: T | None = None, *, name: str | None = None) -> Any:
     if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(f"the name {name!r} is taken by {taken.__module__}.{taken.__qualname__}: give another name=")
     # A constructor that is inherited from a class of yours is looked at too: its arguments count as much.
-    if cls.__init__ is not nn.Module.__init__ and not hasattr(cls.__init__, _KEY):
+    init = vars(cls).get("__init__") or cls.__init__  # type: ignore[misc]
+    if init is not nn.Module.__init__ and not hasattr(init, _KEY):
         _record(cls)
     _CLASSES[name] = cls
     return cls
@@ -68,16 +69,16 @@ def replace_argument(module: object, given: Any, kept: Any) -> None:
 
 
 def _record(cls: type) -> None:
-    init = cls.__init__
+    init = cls.__init__  # type: ignore[misc]
     signature = inspect.signature(init)
     kinds = {p.name: p.kind for p in signature.parameters.values()}
 
     @functools.wraps(init)
     def recording(self: Any, *args: Any, **kwargs: Any) -> None:
         if _KEY not in self.__dict__:
-            args, kwargs = [_listed(v) for v in args], {k: _listed(v) for k, v in kwargs.items()}
+            args, kwargs = tuple(_listed(v) for v in args), {k: _listed(v) for k, v in kwargs.items()}
             bound = signature.bind(self, *args, **kwargs).arguments
-            names = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+            names: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
             # Past Module.__setattr__, which would register the modules among the arguments a second time.
             self.__dict__[_KEY] = {names.get(kinds[k], k): _copied(v) for k, v in list(bound.items())[1:]}
         init(self, *args, **kwargs)

@@ -55,7 +55,7 @@ def _special(x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> bool:
         return False
     if x.device.type == "cpu":
         # Float16 convolutions exist on few CPUs; bfloat16 ones on all, in whatever way.
-        return x.dtype != torch.float16 and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+        return x.dtype != torch.float16 and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
     if (
         not relu
         or x.dtype == torch.float32
@@ -86,7 +86,7 @@ class _Conv(torch.autograd.Function):
         if torch.is_grad_enabled():  # second derivatives
             inputs = [t.view_as(t) for t in (x, weight, bias)]
             wanted = [t for t, n in zip(inputs, need, strict=True) if n]
-            out = _plain(*inputs, ctx.padding)
+            out = _plain(inputs[0], inputs[1], inputs[2], ctx.padding)
             found = iter(torch.autograd.grad(F.relu(out) if ctx.relu else out, wanted, dy, create_graph=True))
             return *(next(found) if n else None for n in need), None, None
         if ctx.relu:
@@ -94,7 +94,7 @@ class _Conv(torch.autograd.Function):
         by_products = x.device.type == "cpu"
         pad, ones = [ctx.padding, ctx.padding], [1, 1]
         asked = [need[0], *(n and not by_products for n in need[1:])]
-        grads = [None, None, None]
+        grads: list[Tensor | None] = [None, None, None]
         if any(asked):
             grads = list(
                 torch.ops.aten.convolution_backward(

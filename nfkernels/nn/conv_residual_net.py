@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,10 +48,11 @@ class ConvResidualNet(Recorded, nn.Module):
         self.dropout = dropout
         self.first = nn.Conv2d(in_channels, hidden, kernel, padding=kernel // 2)
         self.inner = nn.ModuleList(nn.Conv2d(hidden, hidden, kernel, padding=kernel // 2) for _ in range(blocks))
-        self.outer = nn.ModuleList(nn.Conv2d(hidden, hidden, kernel, padding=kernel // 2) for _ in range(blocks))
-        for layer in self.outer:
+        outer = [nn.Conv2d(hidden, hidden, kernel, padding=kernel // 2) for _ in range(blocks)]
+        for layer in outer:
             nn.init.uniform_(layer.weight, -1e-3, 1e-3)
             nn.init.uniform_(layer.bias, -1e-3, 1e-3)
+        self.outer = nn.ModuleList(outer)
         self.last = nn.Conv2d(hidden, out_channels, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
@@ -82,7 +85,7 @@ class ConvResidualNet(Recorded, nn.Module):
         return list(torch.einsum("he,be...->bh...", weight, context).chunk(count, 1))
 
 
-def _conv(x: Tensor, layer: nn.Conv2d, *, relu: bool = False) -> Tensor:
+def _conv(x: Tensor, layer: Any, *, relu: bool = False) -> Tensor:
     weight = arranged_for(layer.weight, x.dtype)
     if not under_transform() and is_channels_last(weight):
         x = x.contiguous(memory_format=torch.channels_last)

@@ -40,6 +40,7 @@ class Coupling(Bijection):
     Raises ``ValueError`` for a mask that transforms nothing or everything, or that does not fit the data.
     """
 
+    transform: Any  # of the form that AffineTransform tells
     channel_map: Tensor
     kept: Tensor
     mask: Tensor
@@ -172,12 +173,13 @@ class AffineCoupling(Coupling):
         if learned_gain is not False:
             if not self.scale_map.has_scale:
                 raise ValueError("learned_gain scales the scale map's gain, and the additive map has no scale")
-            count = learned_gain
+            count = int(learned_gain)
             if learned_gain is True:
-                if not hasattr(conditioner, "out_channels"):
+                out: Any = getattr(conditioner, "out_channels", None)
+                if out is None:
                     raise ValueError("learned_gain=True needs conditioner.out_channels: give the number of channels")
-                count = conditioner.out_channels // 2
-            self.gain = nn.Parameter(torch.ones(int(count)))
+                count = out // 2
+            self.gain = nn.Parameter(torch.ones(count))
 
     @torch.no_grad()
     def from_output(

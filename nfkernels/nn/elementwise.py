@@ -43,10 +43,18 @@ class Elementwise(Bijection):
     """
 
     uses_context = False
-    domain: Interval = REAL
-    range: Interval = REAL
     _forward: Map
     _inverse: Map
+
+    @property
+    def domain(self) -> Interval:
+        """Between which numbers data lie."""
+        return REAL
+
+    @property
+    def range(self) -> Interval:
+        """Between which numbers latents lie."""
+        return REAL
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, *, lengths: Tensor | None = None

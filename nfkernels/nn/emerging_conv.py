@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import autoregressive_conv
-from ..ops.autoregressive_conv import MaskName
+from ..ops.autoregressive_conv import MaskName, OrderName
 from ..reference.affine_coupling import compute_dtype
 from ..reference.lu_compose import exact_dtype
 from .bijection import check_channels, check_width, positions, refuse_lengths
 from .linear_bijection import ConstantJacobian, checked_log_scale
 
-ORDERS = ("forward", "reverse")
+ORDERS: tuple[OrderName, OrderName] = ("forward", "reverse")
 
 
 class EmergingConv2d(ConstantJacobian):
@@ -37,6 +37,13 @@ class EmergingConv2d(ConstantJacobian):
     (square) or ``2 (W + (k//2 + 1) (H - 1))`` (raster). Reference: Hoogeboom, van den Berg & Welling 2019 (Emerging
     Convolutions for Generative Normalizing Flows), sections 3.1-3.2.
     """
+
+    channels: int
+    kernel_size: int
+    mask: MaskName
+    weight: nn.Parameter
+    log_s: nn.Parameter
+    bias: nn.Parameter | None
 
     def __init__(self, channels: int, kernel_size: int = 3, *, mask: MaskName = "square", bias: bool = True) -> None:
         super().__init__()

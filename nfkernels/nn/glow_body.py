@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -80,4 +81,4 @@ class GlowBody(StepsBody):
             return drop.unbind(0)
         step = torch.arange(self.steps, device=drop.device)
         keys = torch.stack([drop[0].expand(self.steps), drop[1] + step], 1).unbind(0)
-        return [lambda h, key=key: drop_by_key(h, self.rate, key) for key in keys]
+        return [partial(drop_by_key, p=self.rate, key=key) for key in keys]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -202,10 +203,11 @@ class GlowSteps(StartsFromData):
         shift = made_of.shift if mix else made_of.unshift
         return GlowTensors(made_of.mix, shift, made_of.unmix, *self._networks(x, context)), constant
 
-    def _composed(self, dtype: torch.dtype, **options: bool) -> LUMatrices:
+    def _composed(self, dtype: torch.dtype, **options: Any) -> LUMatrices:
         """All K mixing matrices or their inverses, ActNorm not yet in them, ``[K, C, C]``, in one launch."""
-        factors = (t.to(dtype) for t in (self.lower, self.upper, checked_log_scale(self.log_s, "GlowSteps")))
-        return lu_compose(*factors, sign=self.sign_s, permutation=self.permutation, **options)
+        factors = (self.lower, self.upper, checked_log_scale(self.log_s, "GlowSteps"))
+        lower, upper, log_s = (t.to(dtype) for t in factors)
+        return lu_compose(lower, upper, log_s, sign=self.sign_s, permutation=self.permutation, **options)
 
     def _networks(self, x: Tensor, context: Tensor | None) -> list[Tensor | None]:
         """``extra``, ``drop`` and the weights of all K networks: cast and arranged, the last log-scale folded in."""

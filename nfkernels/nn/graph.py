@@ -223,7 +223,7 @@ class CudaRecorder:
         gc.collect()  # a graph or an event that is freed while another is recorded breaks that
         # It may also leave its stream the current one. Other threads, such as those that load data, may go on working.
         here = torch.cuda.stream(torch.cuda.current_stream(self._device))
-        options = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
+        options: dict[str, Any] = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
         cause: Exception | None = None
         try:
             with torch.cuda.device(self._device), here, torch.cuda.graph(graph, **options):

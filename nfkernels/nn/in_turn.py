@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..ops import Degrees
 
 
 def invert_in_turn(
-    transform: nn.Module,
+    transform: Any,
     z: Tensor,
     act: Callable[[Tensor], Tensor],
     *,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -152,9 +152,10 @@ class InvertibleConv1x1(LinearBijection):
         split = x.reshape(x.shape[0] * self.groups, self.channels // self.groups, *x.shape[2:])
         return channel_mix(split, matrices).reshape(x.shape)
 
-    def _composed(self, dtype: torch.dtype, **options: bool) -> LUMatrices:
-        factors = (t.to(dtype) for t in (self.lower, self.upper, checked_log_scale(self.log_s, "InvertibleConv1x1")))
-        return lu_compose(*factors, sign=self.sign_s, permutation=self.permutation, **options)
+    def _composed(self, dtype: torch.dtype, **options: Any) -> LUMatrices:
+        factors = (self.lower, self.upper, checked_log_scale(self.log_s, "InvertibleConv1x1"))
+        lower, upper, log_s = (t.to(dtype) for t in factors)
+        return lu_compose(lower, upper, log_s, sign=self.sign_s, permutation=self.permutation, **options)
 
     def _triangle(self) -> Tensor:
         log_s = checked_log_scale(self.log_s, "InvertibleConv1x1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,14 +60,14 @@ def leaves(flow: nn.Module) -> dict[nn.Module, list[str]]:
 
 
 @torch.no_grad()
-def layer_calls(flow: nn.Module, x: Tensor, context: Tensor | None = None) -> Calls:
+def layer_calls(flow: Any, x: Tensor, context: Tensor | None = None) -> Calls:
     """Sends ``x`` (data as the flow takes it; of images the middle of each grey level) through ``flow`` as it is, and
     notes what each layer was given. What a layer raises is kept; what is wrong with ``x`` itself is raised."""
     calls = Calls()
     names = {module: found for module, found in leaves(flow).items() if found[0].split(".")[0] == WHOLE}
     waiting = {module: list(given) for module, given in names.items()}
 
-    def remember(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def remember(module: Any, args: tuple, kwargs: dict) -> None:
         data = args[0] if args else kwargs["x"]
         given = args[1] if len(args) > 1 else kwargs.get("context")
         given = given.detach() if isinstance(given, Tensor) else given

@@ -61,6 +61,7 @@ class MaskedAutoregressive(Bijection):
     ) -> None:
         super().__init__()
         check_width(features, "MaskedAutoregressive", "feature")
+        self.transform: Any  # of the form that AffineTransform tells
         self.features, self.transform = features, as_transform(transform)
         count = params_per_feature(self.transform)
         if conditioner is None:
@@ -137,6 +138,7 @@ class MaskedAutoregressive(Bijection):
         if network is None or z.dtype != compute_dtype(z):
             return self._by_passes(z, context)
         network.pop("activation")
+        assert isinstance(self.conditioner, MaskedMLP)
         return invert_in_turn(self.transform, z, self.conditioner._act, **network)
 
     def _by_passes(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:

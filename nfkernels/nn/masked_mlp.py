@@ -50,6 +50,8 @@ class MaskedMLP(Recorded, nn.Module):
     """
 
     degrees: Tensor
+    passes: int
+    _sees: Degrees | None
 
     def __init__(
         self,
@@ -195,7 +197,7 @@ def _make_masks(module: MaskedMLP, _: Any) -> None:
     outputs = degrees.repeat_interleave(module.params_per_feature)
     layers = 1 + len(module.hidden)
     known = not degrees.is_meta and layers <= MOST_LAYERS
-    module._sees = Degrees(degrees.tolist(), [places.tolist()] * layers) if known else None
+    module._sees = Degrees(tuple(degrees.tolist()), (tuple(places.tolist()),) * layers) if known else None
     module.register_buffer("hidden_degrees", places, persistent=False)
     # True where a weight counts 0: filling is one op forth and one back, choosing is two.
     module.register_buffer("first_cut", places[:, None] <= degrees, persistent=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ class MultiScale(Bijection):
     ``ValueError`` without one shape for each level, and for ``lengths``.
     Reference: Dinh et al. 2017 (RealNVP), section 3.6.
     """
+
+    levels: Any  # nn.ModuleList, whose elements no type checker knows
 
     def __init__(self, levels: Sequence[Bijection], shapes: Sequence[Sequence[int]]) -> None:
         super().__init__()

@@ -90,7 +90,7 @@ def rotation(a: Tensor, v: Tensor) -> Tensor:
     return torch.eye(a.shape[-2], dtype=a.dtype, device=a.device) - a @ v.mT
 
 
-def reflect(layer: LinearBijection, x: Tensor, *, transposed: bool = False) -> Tensor:
+def reflect(layer: HouseholderOrthogonal | QRLinear, x: Tensor, *, transposed: bool = False) -> Tensor:
     """Q or its transpose, of a layer's ``vectors``, times x, in the arithmetic's type: ``x - A (V^T x)``, or a product
     with Q itself; kept while the vectors do not change."""
     reflections, features = layer.vectors.shape

@@ -46,7 +46,7 @@ class Permutation(ConstantJacobian):
             order = order.to(torch.int64, copy=True)
             if not order.is_meta and order.sort().values.tolist() != list(range(features)):
                 raise ValueError(f"a permutation of {features} features has each of 0 to {features - 1} once")
-            kind = "given"
+            kind = "given"  # type: ignore[assignment]  # told, never asked for
             if isinstance(permutation, np.ndarray):
                 replace_argument(self, permutation, order.tolist())
         elif kind == "random":

@@ -157,11 +157,13 @@ def drift(flow: nn.Module, x: Tensor, context: Tensor | None = None) -> dict[str
     """
     found: dict[str, list[float]] = {}
 
-    def before(module: nn.Module, args: tuple, options: dict) -> None:
+    def before(module: Any, args: tuple, options: dict) -> None:
         given = args[1] if len(args) > 1 else options.get("context")
         found[names[module]] = module.drift(args[0], given)
 
-    names = {m: n for n, m in flow.named_modules() if isinstance(m, Bijection) and hasattr(m, "drift")}
+    names: dict[nn.Module, str] = {
+        m: n for n, m in flow.named_modules() if isinstance(m, Bijection) and hasattr(m, "drift")
+    }
     for outer in list(names):  # a module within another one is that one's part
         for inner in [m for m in outer.modules() if m is not outer]:
             names.pop(inner, None)
@@ -188,7 +190,7 @@ def _parts(layer: Bijection) -> list[Bijection]:
     inverse would draw them in another order."""
     if type(layer) is Inverse and type(layer.bijection) in (Chain, ReversibleSequential):
         return [part.inv for part in reversed(_parts(layer.bijection))]
-    if type(layer) in (Chain, ReversibleSequential):
+    if isinstance(layer, Chain) and type(layer) in (Chain, ReversibleSequential):
         return [part for inner in layer for part in _parts(inner)]
     return [layer]
 
@@ -198,7 +200,7 @@ class _Layers:
     other ones by then (``torch.func.functional_call`` has returned, say) are called with those."""
 
     def __init__(
-        self, layers: list[Bijection], lengths: Tensor | None, parameters: list[Tensor], device: torch.device
+        self, layers: list[Bijection], lengths: Tensor | None, parameters: Sequence[Tensor], device: torch.device
     ) -> None:
         self.layers, self.parameters, self.device = layers, parameters, device
         # Of every layer: the name of a parameter, and its place among the tensors, the context's being 0.

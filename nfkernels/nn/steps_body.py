@@ -87,12 +87,12 @@ class StepsBody:
                 return self.couple(x, network, logdet, part=part)
             params = self.params(part, x, network)
             j = k if self.couples_first else k + 1
-            x, logdet, *part = coupling_mix(
+            x, logdet, *more = coupling_mix(
                 x, params, mixes[j], shifts[j], inverse_weight=unmixes[j], scale_map=self.scale_map,
                 layout=self.layout, order=self.order, identity=self.identity, logdet=logdet,
                 extra=None if ends else reads,
             )  # fmt: skip
-            part = part[0] if part else None
+            part = more[0] if more else None
         return x, logdet
 
     def inverse(self, z: Tensor, tensors: Tensors) -> Tensor:

@@ -34,6 +34,7 @@ class TableFlow(Flow):
     Raises ``ValueError`` for a flow of another number of columns, and for a context that is missing.
     """
 
+    bijection: Chain
     steps: Tensor
 
     def __init__(self, flow: Flow, columns: Sequence[dict[str, Any]]) -> None:
@@ -149,4 +150,6 @@ def _rest(shift: Tensor) -> Tensor:
 
 
 def _numbers(columns: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-    return tuple(torch.tensor([column[key] for column in columns], dtype=torch.float64) for key in ("shift", "scale"))
+    numbers = ([column[key] for column in columns] for key in ("shift", "scale"))
+    shift, scale = (torch.tensor(each, dtype=torch.float64) for each in numbers)
+    return shift, scale

@@ -13,7 +13,7 @@ from ..reference.affine_coupling import compute_dtype
 from .bijection import Bijection, Chain, check_device, check_floating, refuse_lengths
 from .conditioners import ConvConditioner
 from .config import Recorded
-from .coupling import AffineCoupling
+from .coupling import AffineCoupling, IdentityHalf
 from .squeeze import Squeeze
 
 # Uniform noise comes in multiples of 2^-24. Half of one keeps it from 0 and 1, where a logit has its poles.
@@ -64,7 +64,7 @@ class VariationalDequantization(Bijection):
             network = ConvConditioner(2 * channels, hidden, 4 * channels, context_channels=hidden)
             # Its last convolution starts at zero already: were both, the image would come in late.
             network.context.reset_parameters()
-            side = "second" if step % 2 else "first"
+            side: IdentityHalf = "second" if step % 2 else "first"
             couplings.append(AffineCoupling(network, scale_map=_SCALE_MAP, identity=side))
         self.couplings = Chain(couplings)
 

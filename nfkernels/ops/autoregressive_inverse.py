@@ -310,8 +310,8 @@ def _transform(transform: ScaleMap | Spline | str, order: str, layout: str, inve
     if layout not in ("scale_shift", "shift_scale"):
         raise ValueError(f"unknown layout {layout!r}: expected scale_shift or shift_scale")
     if isinstance(transform, Spline):
-        packed = spline_form_of(transform, inverse, False)
-        return Transform([SPLINE, *packed[:2]], list(packed[2:])), packed.count
+        spline = spline_form_of(transform, inverse, False)
+        return Transform([SPLINE, *spline[:2]], list(spline[2:])), spline.count
     form, packed = form_of(transform, f"{layout}_interleaved", order, "none", inverse)
     return Transform([AFFINE, packed[0]], list(packed[1:])), 2 if form.map.has_scale else 1
 

@@ -172,11 +172,11 @@ def dense_net(
     Cost: ``2 B (in h + layers h^2 + h out)`` operations, the backward twice that; keeps each layer's output.
     Reference: Durkan et al. 2019 (Neural Spline Flows), appendix B.1.
     """
-    activation, share = int(_choice(Activation, activation, "activation")), int(_choice(Share, share, "share"))
-    _check(x, weights, residual, shares, share)
+    act, part = int(_choice(Activation, activation, "activation")), int(_choice(Share, share, "share"))
+    _check(x, weights, residual, shares, part)
     if x.device.type != "cpu" or torch.compiler.is_compiling() or under_transform():
-        return reference.forward(x, shares, weights, residual, activation, share)
-    return run(x, shares, weights, bool(residual), activation, share)
+        return reference.forward(x, shares, weights, residual, act, part)
+    return run(x, shares, weights, bool(residual), act, part)
 
 
 def run(x: Tensor, shares: Tensor | None, weights: Sequence[Tensor], residual: bool, activation: int, share: int):

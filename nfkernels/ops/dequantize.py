@@ -125,13 +125,13 @@ def dequantize(
     _check(images, key, levels, alpha, logdet, dtype)
     if images.dtype != torch.uint8:
         images = images.to(dtype)
-    levels = float(levels)
+    count = float(levels)
     if under_transform():
-        return reference.forward(images, key, logdet, levels, given, dtype)
+        return reference.forward(images, key, logdet, count, given, dtype)
     images, key = canonical(images), key.contiguous()
     if torch.is_grad_enabled() and (images.requires_grad or (logdet is not None and logdet.requires_grad)):
-        return _Dequantize.apply(images, key, logdet, levels, given, _FLOATS.index(dtype))
-    return _forward(images, key, logdet, levels, given, _FLOATS.index(dtype))
+        return _Dequantize.apply(images, key, logdet, count, given, _FLOATS.index(dtype))
+    return _forward(images, key, logdet, count, given, _FLOATS.index(dtype))
 
 
 def _check(images, key, levels, alpha, logdet, dtype) -> None:

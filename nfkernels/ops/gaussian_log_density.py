@@ -110,10 +110,10 @@ def gaussian_log_density(
     Cost: O(B C P). For N elements of s bytes the forward reads Ns (3Ns with params of x's dtype), the backward moves
     2Ns (6Ns). Keeps x and params for the backward and nothing else: Ns bytes (3Ns), most often another layer's already.
     """
-    layout = int(_choice(Layout, layout, "layout"))
+    form = int(_choice(Layout, layout, "layout"))
     _check(x, params, logdet)
     if under_transform():
-        return reference.forward(x, params, logdet, Layout(layout))
+        return reference.forward(x, params, logdet, Layout(form))
     grad = torch.is_grad_enabled()
     # Only what gets a gradient has an output laid out like it.
     x = canonical(x) if grad and x.requires_grad else readable(x)
@@ -124,8 +124,8 @@ def gaussian_log_density(
         or (params is not None and params.requires_grad)
         or (logdet is not None and logdet.requires_grad)
     ):
-        return _GaussianLogDensity.apply(x, params, logdet, layout)
-    return _forward(x, params, logdet, layout)
+        return _GaussianLogDensity.apply(x, params, logdet, form)
+    return _forward(x, params, logdet, form)
 
 
 def _check(x, params, logdet) -> None:

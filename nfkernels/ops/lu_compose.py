@@ -149,13 +149,14 @@ def lu_compose(
     check_factors(lower, upper, log_s, sign, permutation, kind)
     dtype = torch.float64 if lower.dtype == torch.float64 else torch.float32
     one = lower.dim() == 2
-    found = [None if t is None else t.to(dtype).contiguous() for t in (lower, upper, log_s, sign)]
+    found: list[Any] = [None if t is None else t.to(dtype).contiguous() for t in (lower, upper, log_s, sign)]
     found.append(None if permutation is None else permutation.contiguous())
     if one:
         found = [None if t is None else t[None] for t in found]
     options = (kind, float(eps), weight, inverse)
     if under_transform():
-        made = reference.forward(*found, *options)
+        lower, upper, log_s, sign, permutation = found
+        made = reference.forward(lower, upper, log_s, sign, permutation, *options)
     else:
         if torch.is_grad_enabled() and any(t.requires_grad for t in found[:3]):
             made = _LUCompose.apply(*found, *options)

@@ -127,7 +127,9 @@ class _LULinear(torch.autograd.Function):
         x, weight, *factors = ctx.saved_tensors
         need = ctx.needs_input_grad
         if (torch.is_grad_enabled() and not torch.compiler.is_compiling()) or under_transform():
-            grads = reference.backward(dy, x, *factors, *ctx.options, ctx.inverse)
+            lower, upper, log_s, sign, permutation = factors
+            diagonal, eps = ctx.options
+            grads = reference.backward(dy, x, lower, upper, log_s, sign, permutation, diagonal, eps, ctx.inverse)
         else:
             dy, wanted = readable(dy), (need[0], any(need[1:4]), need[4])
             if ctx.way == COMPOSED:

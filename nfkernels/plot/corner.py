@@ -97,7 +97,8 @@ def corner(
     count = len(columns)
     side = max(2.0 * count, 4.2) if count > 1 else 4.6
     made = style.figure(side, side)
-    made.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.0, hspace=0.0)  # type: ignore[union-attr]
+    engine: Any = made.get_layout_engine()
+    engine.set(w_pad=0.03, h_pad=0.03, wspace=0.0, hspace=0.0)
     grid = made.add_gridspec(count, count)
     ranges = [column.range() for column in columns]
     for row in range(count):
@@ -167,7 +168,7 @@ def _marginal(panel: Axes, column: Column, limits: tuple[float, float]) -> None:
     ):
         if values is not None:
             # Of all values, not only of those inside: a model with much mass elsewhere is lower here.
-            panel.hist(values, edges, weights=numpy.full(len(values), 1 / len(values)), **look)
+            panel.hist(values, list(edges), weights=numpy.full(len(values), 1 / len(values)), **look)
     if column.truth is not None:
         panel.axvline(column.truth, color=style.INK, linewidth=1, linestyle="--")
     panel.set_xlim(*limits)

@@ -50,7 +50,7 @@ def training_curve(
 
     made = style.figure(7, 4.2)
     axes = made.subplots()
-    looks = (
+    looks: tuple[tuple[Any, dict[str, Any]], ...] = (
         (train, {"color": style.SKY, "linewidth": 1.2, "label": "training"}),
         (held_out, {"color": style.BLUE, "linewidth": 1.8, "marker": "o", "markersize": 3, "label": "validation"}),
     )

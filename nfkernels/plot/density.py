@@ -101,7 +101,7 @@ def _count(flow: Any, data: Rows | None, limits: Any) -> int:
     if own is not None and data is not None and own != data.columns:
         raise ValueError(f"data has {data.columns} columns and the flow {own}: expected rows of the same columns")
     if own is not None or data is not None:
-        return own if own is not None else data.columns  # type: ignore[union-attr]
+        return own if own is not None else data.columns
     return 1 if limits is not None and numpy.ndim(limits) == 1 else 2
 
 
@@ -135,7 +135,8 @@ def _draw_curve(axes: Axes, log_p: numpy.ndarray, ends: tuple[float, float], dat
         bins = numpy.linspace(*ends, 61)
         weights = numpy.full(len(data.values), 1 / (len(data.values) * (bins[1] - bins[0])))
         label = f"data ({len(data.values):,} rows)"
-        axes.hist(data.values[:, 0], bins, weights=weights, histtype="stepfilled", color=style.FILLS[1], label=label)
+        look: dict[str, Any] = {"histtype": "stepfilled", "color": style.FILLS[1], "label": label}
+        axes.hist(data.values[:, 0], list(bins), weights=weights, **look)
     axes.plot(
         numpy.linspace(*ends, _LINE), numpy.exp(log_p), color=style.BLUE, linewidth=1.8, label="the flow's density"
     )

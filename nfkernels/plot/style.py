@@ -76,7 +76,7 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def figure(width: float, height: float, title: str | None = None, *, layout: str | None = "constrained") -> Figure:
+def figure(width: float, height: float, title: str | None = None, *, layout: Any = "constrained") -> Figure:
     """An empty figure of so many inches."""
     from ._figure import NotebookFigure
 

@@ -123,7 +123,7 @@ def normal_through(
         limits = max(low, ends.min.item()), min(high, ends.max.item())
     at = torch.linspace(*limits, _POINTS, dtype=torch.float64)
     moved = flow.base.log_prob(flow.encode(at[:, None]))
-    return Case(drawn[:, 0], at, flow.log_prob(at[:, None]), analytic and analytic.log_prob(at), moved)
+    return Case(drawn[:, 0], at, flow.log_prob(at[:, None]), None if analytic is None else analytic.log_prob(at), moved)
 
 
 def _exactly(loc: float, scale: float) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,8 @@ def forward(
 
 def network(x: Tensor, weights, biases, contexts, shape: Shape) -> Tensor:
     """The params of every feature; ``weights`` are masked already."""
-    act, sums, at = _ACTIVATIONS[shape.activation], [], x
+    act, at = _ACTIVATIONS[shape.activation], x
+    sums: list[Tensor] = []
     last = len(weights) - 1
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         at = F.linear(at, weight, None if bias is None else bias.to(x.dtype))
@@ -99,8 +100,8 @@ def elementwise(z: Tensor, params: Tensor, transform: Transform) -> tuple[Tensor
     """Every feature by its own params, as if all were known: ``(x, logdet [B])``."""
     kind, *numbers = transform.form
     if kind == SPLINE:
-        form = rational_quadratic_spline.Form(*numbers, *transform.constants)
-        return rational_quadratic_spline.forward(z, params, None, None, None, form)
+        spline = rational_quadratic_spline.Form(*numbers, *transform.constants)
+        return rational_quadratic_spline.forward(z, params, None, None, None, spline)
     form = affine_coupling.Form.unpack(*numbers, *transform.constants)
     return affine_coupling.forward(z, params, None, None, None, None, form)
 

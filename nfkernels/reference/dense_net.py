@@ -7,6 +7,7 @@ appendix B.1). Otherwise ``y = Wl act(... act(W0 x + b0)) + bl``.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from enum import IntEnum
 
 import torch
@@ -62,7 +63,7 @@ def stages(x, shares, weights, residual: bool, activation: int, share: int) -> t
     """What a backward needs: the first layer's output and each hidden one's (of a block's second its sum), and where
     gated each block's before its gate."""
     hidden = weights[0].shape[0]
-    parts = shares.split(hidden, 1) if shares is not None else ()
+    parts: Sequence[Tensor] = shares.split(hidden, 1) if shares is not None else ()
     h = F.linear(x, weights[0], weights[1])
     if share == Share.add:
         h = h + parts[0]

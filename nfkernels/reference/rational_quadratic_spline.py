@@ -76,7 +76,7 @@ class Form(NamedTuple):
         return self.bins - 1 + self.derivatives
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]  # of tuple
         """Raw values per element."""
         return 2 * self.bins + self.slopes
 
@@ -84,7 +84,7 @@ class Form(NamedTuple):
 class Bin(NamedTuple):
     """The bin an element falls into, each ``[B, Ct, *spatial]``."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # of tuple
     x: Tensor
     w: Tensor
     y: Tensor
@@ -204,8 +204,8 @@ def _bin(v: Tensor, given: Tensor, form: Form, by_y: bool) -> Bin:
     slopes = _slopes(raw, form)
     knots = below if by_y else left
     index = (v.unsqueeze(2) >= knots[:, :, 1:]).sum(2)
-    pieces = (_pick(t, index) for t in (left, w, below, h))
-    return Bin(index, *pieces, _pick(slopes, index), _pick(slopes, index + 1))
+    x, w, y, h = (_pick(t, index) for t in (left, w, below, h))
+    return Bin(index, x, w, y, h, _pick(slopes, index), _pick(slopes, index + 1))
 
 
 def _turned(x: Tensor, form: Form) -> Tensor:

@@ -22,14 +22,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Kind = Literal["additive", "exp", "sigmoid", "tanh", "atan", "softplus", "softclip"]
-KINDS: tuple[str, ...] = get_args(Kind)
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # Below this, softplus(a) = e^a to working precision and its logarithm is taken from a series.
 SOFTPLUS_TAIL = -15.0
@@ -132,6 +132,7 @@ class ScaleMap:
     def from_text(text: str) -> ScaleMap:
         """The map that has this ``text``: how a map travels through ``torch.compile``, which makes an object's floats
         symbolic (with ``dynamic=True``) but never a string."""
+        kind: Any
         kind, *numbers, flags = text.split(" ")
         prescale, offset, gain, clamp, eps = [float(n) for n in numbers]
         return ScaleMap(kind, prescale, offset, gain, clamp, eps, flags[0] == "1", flags[1] == "1")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 Tails = Literal["linear", "circular", "none"]
 Sizes = Literal["softmax", "softclip"]
@@ -113,6 +113,9 @@ class Spline:
         object.__setattr__(self, "_hash", hash((type(self), self.packed)))
 
     # Every call of the op looks its form up by it.
+    packed: ClassVar[tuple]  # made once for each instance: no field
+    _hash: ClassVar[int]
+
     def __hash__(self) -> int:
         return self._hash
 

@@ -143,7 +143,8 @@ class Ranks:
 
         known = inspect.signature(DistributedDataParallel).parameters
         option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # from torch 2.13
-        return DistributedDataParallel(module, **{option: False})
+        options: dict[str, Any] = {option: False}
+        return DistributedDataParallel(module, **options)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +102,7 @@ def mean_loss(
 
 
 def sample_losses(
-    flow: Flow,
+    flow: Any,
     samples: Samples,
     *,
     draws: int,
@@ -234,6 +234,6 @@ def independent_pixel_bits(train: ImageData, validation: ImageData, test: ImageD
 
 
 def _device(flow: nn.Module) -> torch.device:
-    tensor = next(flow.parameters(), None)
+    tensor: Tensor | None = next(flow.parameters(), None)
     tensor = next(flow.buffers(), None) if tensor is None else tensor
     return torch.device("cpu") if tensor is None else tensor.device

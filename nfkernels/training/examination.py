@@ -77,7 +77,7 @@ class Examination:
         return [*lines, f"  non-finite values   {self.bad / max(1, self.values):.2%} of {self.values} ({of})"]
 
 
-def examine(flow: Flow, samples: Tensor, context: Tensor | None, *, seed: int = 0) -> Examination:
+def examine(flow: Any, samples: Tensor, context: Tensor | None, *, seed: int = 0) -> Examination:
     """Looks a flow over on ``samples`` (uint8 images, or rows with their noise) and their ``context``, on any device.
 
     Cost: one forward of all samples, a round trip of 256, 64 samples, and :func:`condition_numbers` of two.

@@ -68,7 +68,11 @@ def draw(
     """uint8 images `[count, C, H, W]` on the CPU; of a conditional flow (``names``) one class, or all in turn."""
     device = next(flow.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
-    how = {"temperature": temperature, "generator": generator, "batch_size": images_at_once(flow.event_shape)}
+    how: dict[str, Any] = {
+        "temperature": temperature,
+        "generator": generator,
+        "batch_size": images_at_once(flow.event_shape),
+    }
     with captured(flow):
         if names is None:
             return flow.sample(count, **how).cpu()
@@ -131,10 +135,10 @@ def between(flow: ImageFlow, first: Tensor, last: Tensor, labels: Tensor | None,
     labels = None if labels is None else labels.to(device)
     few = images_at_once(flow.event_shape)
     with torch.no_grad():
-        ends = [flow.encode(images.to(device), labels, batch_size=few) for images in (first, last)]
+        start, end = (flow.encode(images.to(device), labels, batch_size=few) for images in (first, last))
         # lerp's two ends are exact, so that the outer images are what the flow makes of the two and nothing else.
         shares = torch.linspace(0, 1, steps).tolist()
-        images = [flow.decode(torch.lerp(*ends, share), labels, batch_size=few).cpu() for share in shares]
+        images = [flow.decode(torch.lerp(start, end, share), labels, batch_size=few).cpu() for share in shares]
         return torch.stack(images, 1)
 
 
@@ -236,8 +240,8 @@ def _images_to_measure(
         # Of 256 levels, as all sets but the digits have them, those that the flow was trained on.
         bits = flow.grey_levels.bit_length() - 1
         bits = None if source == "digits" or flow.grey_levels == 256 or flow.grey_levels != 2**bits else bits
-        data = load_images(source, size=(height, width), channels=depth, bits=bits, stream=False)
-        data, part = (data, "all images") if data.test is None else (data.test, "test part")
+        found: Any = load_images(source, size=(height, width), channels=depth, bits=bits, stream=False)
+        data, part = (found, "all images") if found.test is None else (found.test, "test part")
     if data.grey_levels != flow.grey_levels:
         raise TrainingError(
             f"{data.name} has {data.grey_levels} grey levels and the flow {flow.grey_levels}: bits per dimension "

@@ -42,8 +42,8 @@ _TEST_DRAWS = 20
 def new_run(options: argparse.Namespace) -> tuple[dict[str, Any], Parts]:
     wrong = foreign(options, "images")
     if wrong:
-        data = options.data or "digits"
-        told = f"--model {options.model} is for images" if options.model else f"{data} is not taken for a table"
+        source = options.data or "digits"
+        told = f"--model {options.model} is for images" if options.model else f"{source} is not taken for a table"
         raise TrainingError(f"{wrong[0]} is for tables, and {told}: expected .csv, .tsv, .txt, .npy [N, D] or .parquet")
     if options.data is None and options.preset in SOURCES:
         raise TrainingError(f"--preset {options.preset} needs images: {SOURCES[options.preset]}")

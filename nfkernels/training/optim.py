@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class Optimizer:
     def __init__(self, flow: nn.Module, recipe: Recipe) -> None:
         named = {name: p for name, p in flow.named_parameters() if p.requires_grad}
         self.names = list(named)
-        self.parameters = list(named.values())
+        self.parameters: list[Tensor] = list(named.values())
         self.recipe = recipe
         decayed = _decayed(flow)
         groups = [
@@ -54,7 +55,7 @@ class Optimizer:
         self.skipped = torch.zeros((), device=device)
         self.streak = torch.zeros((), device=device)
         self.longest_streak = torch.zeros((), device=device)
-        self._average_weight: float | Tensor = 1.0
+        self._average_weight: Any = 1.0  # a tensor where steps are captured
         if self.capturable:
             self._rate, self._average_weight = (torch.zeros((), device=device) for _ in range(2))
             for group in self.adam.param_groups:

@@ -102,7 +102,7 @@ def _table() -> dict[str, Option]:
     row(model, "class_width", whole(1), "numbers that a class becomes", default=shape["class_width"], of=images)
 
     how = "training"
-    kinds = {
+    kinds: dict[str, tuple[Any, str, str]] = {
         "steps": (whole(1), "optimiser steps in all; on --resume, more stretch the schedule to the new end", "N"),
         "batch_size": (whole(1), "images or rows per step", "N"),
         "accumulate": (whole(1), "parts in which a step's batch is gone through, for less memory", "N"),
@@ -125,7 +125,11 @@ def _table() -> dict[str, Option]:
     }
     words = {"lr_end": "0, exponential 0.01"}
     for option, (kind, text, metavar) in kinds.items():
-        rest = {"default": recipe[option], "shown": words.get(option), "table": _TABLE_RECIPE.get(option)}
+        rest: dict[str, Any] = {
+            "default": recipe[option],
+            "shown": words.get(option),
+            "table": _TABLE_RECIPE.get(option),
+        }
         rest["of"] = images if option == "flip" else None
         if isinstance(kind, tuple):
             choice(how, option, text, kind, **rest)

@@ -132,6 +132,7 @@ def reporter(wish: bool | str | Reporter, unit: str = "images") -> Reporter:
         return Lines(unit=unit)
     if isinstance(wish, str):
         raise ValueError(f'progress is {wish!r}: expected True, False, "auto", "bar", "lines" or a reporter')
+    assert not isinstance(wish, bool)
     return wish
 
 

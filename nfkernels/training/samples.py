@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class Samples:
 
     def batches(self, batch_size: int, **options: Any) -> Batches:
         """Endless shuffled batches. See ``Batches``."""
-        return Batches(self, batch_size, **options)
+        return Batches(self, batch_size, **options)  # type: ignore[arg-type]  # it has what Batches asks an ImageData for
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """``count`` random samples (all, where there are fewer) and their contexts."""
@@ -57,6 +57,14 @@ class Samples:
                 size = tensor.numel() * tensor.element_size()
                 crc = zlib.crc32((ctypes.c_char * size).from_address(tensor.data_ptr()), crc)
         return f"{len(self)}-{crc:08x}"
+
+
+@overload
+def as_samples(data: Data, flow: Flow, what: str = "data", *, streams: Literal[False] = False) -> Samples: ...
+
+
+@overload
+def as_samples(data: Data, flow: Flow, what: str = "data", *, streams: Literal[True]) -> Samples | ImageStream: ...
 
 
 def as_samples(data: Data, flow: Flow, what: str = "data", *, streams: bool = False) -> Samples | ImageStream:
@@ -104,7 +112,7 @@ def as_samples(data: Data, flow: Flow, what: str = "data", *, streams: bool = Fa
     return samples
 
 
-def batch_loss(flow: Flow, samples: Tensor, context: Tensor | None, noise: Tensor | None) -> Tensor:
+def batch_loss(flow: Any, samples: Tensor, context: Tensor | None, noise: Tensor | None) -> Tensor:
     """The training loss, a scalar: bits per dimension of images with ``batch_noise``, nats of anything else."""
     if is_image_flow(flow) or dequantizes(flow):
         return flow.nll(samples, context, noise=noise)
@@ -112,7 +120,7 @@ def batch_loss(flow: Flow, samples: Tensor, context: Tensor | None, noise: Tenso
 
 
 def batch_noise(
-    flow: Flow, samples: Tensor, generator: torch.Generator | None, rows: tuple[int, int] | None = None
+    flow: Any, samples: Tensor, generator: torch.Generator | None, rows: tuple[int, int] | None = None
 ) -> Tensor | None:
     """The dequantisation noise of images (see ``ImageFlow.noise``) or of whole numbers in the columns of a table (see
     ``TableFlow.noise``), one draw per batch; None for anything else."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,8 @@ class TrainStep:
         *,
         ranks: Ranks | None = None,
     ) -> None:
-        self.loss, self.optimizer, self.sums, self.generator = loss, optimizer, sums, generator
+        self.loss: Any = loss  # the module, or DistributedDataParallel around it
+        self.optimizer, self.sums, self.generator = optimizer, sums, generator
         self.parts, self.flip = optimizer.recipe.accumulate, optimizer.recipe.flip
         self._ranks = Ranks() if ranks is None else ranks
         self._flow = getattr(loss, "module", loss).flow

@@ -103,7 +103,7 @@ class Trainer:
         self._recorder = recorder_on(self.device) if cuda_graph else None
         self._passes = CapturedPasses(flow, self._recorder)
         self._watch = Watch(flow, self._looked_at, recipe.precision)
-        self._skipped = 0  # steps, at the last log
+        self._skipped = 0.0  # steps, at the last log
         self._window = torch.zeros(3, device=self.device)  # sums since the last log: loss, gradient norm, good steps
         # Dropout draws from torch's own generators: a stream for each rank, far from all other seeds.
         torch.manual_seed(self._seed(_DROPOUT) + (self.ranks.rank << 40))
@@ -146,7 +146,7 @@ class Trainer:
         with contextlib.nullcontext() if self._recorder is None else self._recorder.aside():
             loss = self.ranks.averaging(LossModule(self.flow, self.recipe.precision))
         step = TrainStep(loss, self._optimizer, self._window, self._noise, ranks=self.ranks)
-        batches = self._batches
+        batches: Any = self._batches
         # What lies on the device is gathered in the captured step, from an index; what is streamed comes as batches.
         resident = isinstance(batches, Batches)
         self._next = batches.next_index if resident else batches.next

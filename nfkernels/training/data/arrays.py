@@ -28,6 +28,7 @@ def load_arrays(path: Path, size: tuple[int, int] | None, channels: int | None) 
             cannot be told, labels that do not fit the images, numpy missing.
     """
     numpy = need("numpy", "reading numpy files")
+    train: Any
     # Members of an .npz are read when they are asked for, so everything that touches the file stays in here.
     try:
         with path.open("rb") as file:

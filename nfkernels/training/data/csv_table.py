@@ -59,6 +59,7 @@ def _separator(lines: list[str]) -> str | None:
 
 def _rows(lines: Iterable[str], separator: str | None) -> Iterator[list[str]]:
     """The cells of every line that has any, without the blanks around them."""
+    cells: Iterable[list[str]]
     if separator is None:
         cells = (line.split() for line in lines)
     else:

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 from numbers import Integral, Real
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -87,7 +87,8 @@ class ImageData:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        return tuple(self.images.shape[1:])
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
 
     def in_bits(self, bits: int) -> ImageData:
         """The set, its own parts included, with the upper ``bits`` (1 to 8) of its 8 kept: `2**bits` grey levels.
@@ -103,8 +104,8 @@ class ImageData:
             )
         if bits == 8:
             return self
-        parts = {"test": self.test, "validation": self.validation}
-        parts = {part: own and own.in_bits(bits) for part, own in parts.items()}
+        own = {"test": self.test, "validation": self.validation}
+        parts: dict[str, Any] = {part: held and held.in_bits(bits) for part, held in own.items()}
         return dataclasses.replace(self, images=self.images >> (8 - bits), grey_levels=2**bits, **parts)
 
 

@@ -180,7 +180,8 @@ def list_folder(root: Path, found: Entries, stamps: Stamps) -> FolderListing:
     Raises:
         DataError: no picture, or pictures beside class folders.
     """
-    names, labels, classes = NamesBuilder(), array("i"), []
+    names, labels = NamesBuilder(), array("i")
+    classes: list[str] = []
     for folder in found.folders:
         name = os.fsdecode(folder)
         stamps[name] = stamp(root / name)
@@ -208,8 +209,8 @@ def as_classes(facts: dict[str, Any]) -> tuple[str, ...] | None:
 
 
 def _nothing(folder: Path) -> str:
-    deeper = (path.parent.parent for path in sorted(folder.glob("*/*/*")) if path.suffix.lower() in SUFFIXES)
-    deeper = next((path for path in deeper if path.is_dir()), None)
+    found = (path.parent.parent for path in sorted(folder.glob("*/*/*")) if path.suffix.lower() in SUFFIXES)
+    deeper = next((path for path in found if path.is_dir()), None)
     if deeper:
         return f"{folder} holds pictures only two folders deep: pass one of its sub-folders, such as {deeper}"
     return (

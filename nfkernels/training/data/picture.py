@@ -77,7 +77,7 @@ def _in_8_bits(image: Image.Image, name: str) -> Image.Image:
         return image
     # 16 bits of grey: Pillow's own conversion cuts off at 255 and leaves white; the high byte is what a viewer shows.
     wide = image.convert("I")
-    low, high = wide.getextrema()
+    low, high = map(int, wide.getextrema())  # type: ignore[arg-type]  # of one channel: two numbers
     if low < 0 or high > 65535:
         raise DataError(f"{name} holds values from {low} to {high}: expected 8 or 16 bits, save it as one of those")
     return wide.point(lambda value: value * (1 / 256)).convert("L")

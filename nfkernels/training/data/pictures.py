@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ def load_pictures(
     name = path.resolve().name if path.is_dir() else path.stem
     shape, classes = (channels, height, width), _classes(train)
 
-    def streamed(part: _Part, **own: ImageStream | None) -> ImageStream:
+    def streamed(part: _Part, **own: Any) -> ImageStream:
         class_of = _aligned(path, part, classes)
         return ImageStream(part.listing, part.rows, shape, size is not None, classes, class_of, 256, name, **own)
 

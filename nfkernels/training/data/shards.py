@@ -16,6 +16,7 @@ import posixpath
 import tarfile
 import threading
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,19 +151,20 @@ def list_tars(root: Path, shards: list[str], stamps: Stamps) -> TarListing:
                 sizes.append(member.size)
     if not len(names):
         raise DataError(f"{root}: the tar files hold no picture: looked for {', '.join(SUFFIXES)}")
-    labels = _tensor(labels, torch.int32) if labels else None
+    known = _tensor(labels, torch.int32) if labels else None
     places = _tensor(shard_of, torch.int32), _tensor(offsets, torch.int64), _tensor(sizes, torch.int64)
-    return TarListing(root, numbered(root, labels), labels, tuple(shards), names.names(), *places)
+    return TarListing(root, numbered(root, known), known, tuple(shards), names.names(), *places)
 
 
-def _samples(path: Path):
+def _samples(path: Path) -> Iterator[tuple[str, list[tarfile.TarInfo], int | None]]:
     """Key, picture members and label of consecutive members with one key: all of the path up to the first dot."""
     end = path.stat().st_size
-    key, pictures, label = None, [], None
+    key, label = None, None
+    pictures: list[tarfile.TarInfo] = []
     try:
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # which would hold all members of the shard
+                tar.members.clear()  # type: ignore[attr-defined]  # which would hold all members of the shard
                 folder, base = posixpath.split(member.name)
                 if not member.isreg() or member.issparse() or base.startswith("."):
                     continue
@@ -310,13 +312,13 @@ def list_parquets(root: Path, shards: list[str], stamps: Stamps) -> ParquetListi
             raise DataError(f"{path} cannot be read as a Parquet file ({error}): download it again") from error
     if not starts[-1]:
         raise DataError(f"{root}: the Parquet files hold no row")
-    labels = torch.cat(labels) if labels else None
+    known = torch.cat(labels) if labels else None
     least, most = _WINDOW_ROWS
     window = min(most, max(least, _WINDOW_BYTES * starts[-1] // max(size, 1)))
     groups = _tensor(shard_of, torch.int32), _tensor(numbers, torch.int32), _tensor(starts, torch.int64)
-    if labels is not None and classes is None:
-        classes = numbered(root, labels)
-    return ParquetListing(root, classes, labels, tuple(shards), columns, *groups, window)
+    if known is not None and classes is None:
+        classes = numbered(root, known)
+    return ParquetListing(root, classes, known, tuple(shards), columns, *groups, window)
 
 
 def _columns(path: Path, schema: Any) -> tuple[str, ...]:

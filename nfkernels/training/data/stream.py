@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import zlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ class ImageStream:
     def in_bits(self, bits: int) -> ImageStream:
         """As of an ImageData: the upper ``bits`` (1 to 8) of every value, in all parts."""
         check_bits(bits)
-        parts = {
+        parts: dict[str, Any] = {
             part: held and held.in_bits(bits) for part, held in (("validation", self.validation), ("test", self.test))
         }
         return dataclasses.replace(self, grey_levels=2**bits, **parts)
@@ -106,7 +107,8 @@ class ImageStream:
         if self.classes is None:
             tensors.pop("labels", None)
         for name in sorted(name for name in tensors if tensors[name].numel()):
-            crc = zlib.crc32(memoryview(tensors[name].contiguous().numpy()).cast("B"), zlib.crc32(name.encode(), crc))
+            held: Any = tensors[name].contiguous().numpy()
+            crc = zlib.crc32(memoryview(held).cast("B"), zlib.crc32(name.encode(), crc))
         facts = self.listing.facts(), self.image_shape, self.classes, self.grey_levels
         return f"{len(self)}-{zlib.crc32(json.dumps(facts, sort_keys=True).encode(), crc):08x}"
 
@@ -142,7 +144,8 @@ class ImageStream:
 
     def load(self) -> ImageData:
         """The whole set in memory, with its parts."""
-        parts = {part: held and held.load() for part, held in (("validation", self.validation), ("test", self.test))}
+        own = {"validation": self.validation, "test": self.test}
+        parts: dict[str, Any] = {part: held and held.load() for part, held in own.items()}
         return dataclasses.replace(self.take(torch.arange(len(self))), **parts)
 
     def _read_one(self, row: int, out: Tensor) -> None:
@@ -183,6 +186,7 @@ class ImageStream:
 
     def _groups_of(self, index: Tensor) -> Tensor:
         rows = index if self.rows is None else self.rows[index]
+        assert isinstance(self.listing, ParquetListing)
         return torch.searchsorted(self.listing.group_starts, rows, right=True) - 1
 
     def _choose(self, count: int, generator: torch.Generator) -> Tensor:

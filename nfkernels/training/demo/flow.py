@@ -35,7 +35,7 @@ class Likelihoods(NamedTuple):
     def facts(self) -> dict[str, float | int]:
         """For ``--json``."""
         estimates = {"log_likelihood": self.flow, "truth": self.truth, "gap": self.gap, "normal": self.normal}
-        numbers = {}
+        numbers: dict[str, float] = {}
         for name, (mean, error) in estimates.items():
             numbers |= {name: mean, f"{name}_standard_error": error}
         return {"points": self.points, **numbers}

@@ -151,8 +151,8 @@ def load_table(
         raise DataError(f"{source}: {what}, which leaves nothing to model")
     dtype = torch.float64 if is_far([column.facts() for column in found]) else torch.float32
     notes += _told(raw, values, found)
-    cut = (_rows(values[part.numpy()], found, dtype, kept[part]) for part in parts)
-    return Table(raw.name, tuple(found), *cut, tuple(notes), raw.named)
+    train_rows, validation, test = (_rows(values[part.numpy()], found, dtype, kept[part]) for part in parts)
+    return Table(raw.name, tuple(found), train_rows, validation, test, tuple(notes), raw.named)
 
 
 def is_far(columns: Sequence[dict[str, Any]]) -> bool:

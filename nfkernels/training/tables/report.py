@@ -100,7 +100,8 @@ def report(flow: TableFlow, table: Table, *, draws: int = DRAWS, seed: int = 0) 
     names = ("this flow", f"{given}Gaussian", f"{given}mixture of {components}")
     scores = [Score(name, *mean_and_error(loss), log_scale, len(flow.names)) for name, loss in zip(names, losses)]
     leads = {score.name: mean_and_error(loss - losses[0]) for score, loss in zip(scores[1:], losses[1:])}
-    return Report(len(table.test), draws, *scores, components, fitted_on, len(table.train), leads)
+    own, full, mixed = scores
+    return Report(len(table.test), draws, own, full, mixed, components, fitted_on, len(table.train), leads)
 
 
 def nats_per_row(flow: TableFlow, rows: Rows, *, draws: int = DRAWS, seed: int = 0) -> Tensor:
