@@ -7,12 +7,12 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..nn.check import CHANNELS, JACOBIAN_ELEMENTS, dense_jacobians
+from ..nn.check import CHANNELS, JACOBIAN_ELEMENTS, dense_jacobians, known_condition
 from ..nn.layer_calls import LayerCall, layer_calls
 
 if TYPE_CHECKING:
@@ -65,11 +65,9 @@ def condition_numbers(
 
 
 def _of_layer(call: LayerCall, iterations: int) -> tuple[float, bool]:
-    layer: Any = call.layer
-    if hasattr(layer, "condition_number") and call.x.shape[1] <= CHANNELS:
-        known = layer.condition_number(tuple(call.x.shape[1:]))
-        if not math.isnan(known):
-            return known, True
+    known = known_condition(call.layer, tuple(call.x.shape[1:])) if call.x.shape[1] <= CHANNELS else math.nan
+    if not math.isnan(known):
+        return known, True
     call = _in_double(call)
     if call.x[0].numel() <= JACOBIAN_ELEMENTS and call.lengths is None:
         with torch.enable_grad():

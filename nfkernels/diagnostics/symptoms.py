@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..nn.layer_calls import leaves
 from ..nn.modes import evaluating
@@ -15,7 +15,7 @@ from .levels import levels_of
 from .scales import Scales, WatchScales
 
 if TYPE_CHECKING:
-    from ..nn import Flow
+    from ..nn import Bijection, Flow
 
 Kind = Literal["weights", "data", "raises", "not finite", "exploding", "saturated", "outside", "dead level"]
 
@@ -27,7 +27,7 @@ _STILL, _WILD = 1e-2, 1e2  # standard deviation of a level's latents, which shou
 _UNUSED = 1e-4  # change of the samples, relative to the data's spread, when a level's latents are drawn anew
 _DECODED = 16  # samples that a level's use is tried on
 
-_LOWER = "try a lower learning rate (--lr) or a lower --clip"
+_LOWER = "try a lower learning rate (--lr) or stronger clipping (--clip)"
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,11 @@ class Look:
     raised: Exception | None = None
     inside: str = ""
 
+    def note(self, scales: Scales) -> None:
+        """Of an op that runs inside the latest layer."""
+        if self.layers:
+            self.layers[-1].scales.append(scales)
+
 
 def diagnose(flow: Flow, x: Tensor, context: Tensor | None = None) -> list[Finding]:
     """What is wrong with a flow, on a batch of data: worst first, empty where nothing is.
@@ -120,7 +125,9 @@ def diagnose(flow: Flow, x: Tensor, context: Tensor | None = None) -> list[Findi
     if found:
         return found
     found = [finding for layer in seen.layers for finding in _of_layer(layer)]
-    return found + _dead_levels(flow, seen.z, x, context)
+    exploding = [finding for finding in found if finding.kind == "exploding"]
+    # Where scales explode, maps saturate and latents run away behind them.
+    return exploding or found + _dead_levels(flow, seen.z, x, context)
 
 
 def look(flow: Flow, x: Tensor, context: Tensor | None = None) -> Look:
@@ -130,7 +137,7 @@ def look(flow: Flow, x: Tensor, context: Tensor | None = None) -> Look:
     turns = dict.fromkeys(names, 0)
     seen = Look([])
 
-    def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def before(module: Bijection, args: tuple, kwargs: dict) -> None:
         given = names[module]
         name = given[min(turns[module], len(given) - 1)]
         turns[module] += 1
@@ -140,7 +147,7 @@ def look(flow: Flow, x: Tensor, context: Tensor | None = None) -> Look:
         seen.layers.append(now)
         seen.inside = now.title
 
-    def after(module: nn.Module, args: tuple, kwargs: dict, out: tuple[Tensor, Tensor]) -> None:
+    def after(module: Bijection, args: tuple, kwargs: dict, out: tuple[Tensor, Tensor]) -> None:
         now, (y, logdet) = seen.layers[-1], out
         now.finite = bool(torch.isfinite(y).all()) and bool(torch.isfinite(logdet).all())
         now.largest_out = _largest(y)
@@ -151,7 +158,7 @@ def look(flow: Flow, x: Tensor, context: Tensor | None = None) -> Look:
     handles = [module.register_forward_pre_hook(before, with_kwargs=True) for module in names]
     handles += [module.register_forward_hook(after, with_kwargs=True) for module in names]
     try:
-        with evaluating(flow), WatchScales(lambda scales: seen.layers and seen.layers[-1].scales.append(scales)):  # type: ignore[func-returns-value]
+        with evaluating(flow), WatchScales(seen.note):
             seen.z = flow(_noisy(flow, x), flow._matched(context, x))[0]
     except Exception as error:
         seen.raised = error
@@ -204,7 +211,7 @@ def _of_layer(layer: LayerLook) -> list[Finding]:
     size = max([*sizes, layer.steepest / max(1, len(couplings)), alone])
     if layer.trained and size > _LOG_SCALE:
         where = layer.part(sizes.index(size)) if size in sizes else layer.title
-        what = f"the scales of {where} explode: a factor of e^{size:.0f} is beyond float32's digits"
+        what = f"the scales of {where} explode: a factor of e^{size:.3g} is beyond float32's digits"
         advice = f"{_LOWER}, standardise the data, or take a bounded map (--scale-map)"
         found.append(Finding("exploding", layer.name, what, advice))
     stuck = [number for number, scales in enumerate(couplings) if scales.saturated > _SATURATED]
@@ -255,7 +262,7 @@ def _dead_levels(flow: Flow, z: Tensor | None, x: Tensor, context: Tensor | None
 
 
 @torch.no_grad()
-def _uses(flow: Flow, sizes: list[int], z: Tensor, x: Tensor, context: Tensor | None) -> list[float]:
+def _uses(flow: Any, sizes: list[int], z: Tensor, x: Tensor, context: Tensor | None) -> list[float]:
     """How far samples move, of the data's own spread, when one level's latents are drawn anew and the others kept;
     ``sizes``: how many latents the levels have."""
     z, generator = z[:_DECODED], torch.Generator().manual_seed(0)

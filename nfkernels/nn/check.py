@@ -6,13 +6,17 @@ import contextlib
 import copy
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..reference.affine_coupling import compute_dtype
 from .layer_calls import LayerCall, layer_calls
+
+if TYPE_CHECKING:
+    from .bijection import Bijection
+    from .flow import Flow
 
 # A dense Jacobian is taken where one sample has at most this many elements.
 JACOBIAN_ELEMENTS = 512
@@ -132,7 +136,7 @@ class CheckReport:
 _WHOLE = "(whole)"
 
 
-def check(flow: nn.Module, x: Tensor, context: Tensor | None = None) -> CheckReport:
+def check(flow: Flow, x: Tensor, context: Tensor | None = None) -> CheckReport:
     """Round trip, log-determinant and conditioning of every layer, on data ``x [B, *event]`` as the flow takes it.
 
     For an image flow ``x`` is uint8 images. The flow itself is left as it is: a copy in eval mode is checked, with
@@ -162,12 +166,10 @@ def _check_layer(call: LayerCall) -> LayerCheck:
         row.problem = _problem(row, call)
     except Exception as error:  # whatever somebody's layer raises is what the report is for
         row.problem = _raised(error)
-        layer: Any = call.layer
-        if hasattr(layer, "condition_number"):
-            with contextlib.suppress(Exception):  # what raised may raise again
-                row.condition = layer.condition_number(row.shape)
-                if not math.isnan(row.condition):
-                    row.problem += f" (condition number {row.condition:.1e})"
+        with contextlib.suppress(Exception):  # what raised may raise again
+            row.condition = known_condition(call.layer, row.shape)
+            if not math.isnan(row.condition):
+                row.problem += f" (condition number {row.condition:.1e})"
     return row
 
 
@@ -199,7 +201,8 @@ def _problem(row: LayerCheck, call: LayerCall) -> str:
     if x.shape[0] and 0 < x[0].numel() <= JACOBIAN_ELEMENTS:
         problem = _against_jacobian(row, call)
     # Not "error > bound", which a NaN would pass.
-    row.condition = _known_condition(row, layer, x)
+    if math.isnan(row.condition) and x.shape[0] and x.shape[1] <= CHANNELS:  # no Jacobian was taken
+        row.condition = known_condition(layer, row.shape)
     if not row.round_trip <= ROUND_TRIP:
         blame = f"; condition number {row.condition:.1e}" if row.condition * EPS[x.dtype] > ROUND_TRIP else ""
         return f"its inverse does not undo it (off by {row.round_trip:.1e}{blame})"
@@ -232,10 +235,10 @@ def _against_jacobian(row: LayerCheck, call: LayerCall) -> str:
     with torch.enable_grad():
         z, logdet = layer(x, context, lengths=lengths)
         jacobians = dense_jacobians(z, x)
-    row.logdet_jacobian = row.condition = 0.0
+    row.logdet_jacobian, row.condition, after = 0.0, 0.0, layer.lengths_after(lengths)
     for i, jacobian in enumerate(jacobians):
-        if lengths is not None:
-            jacobian = _valid_part(jacobian, x.shape[1:], z.shape[1:], lengths[i], layer.lengths_after(lengths)[i])
+        if lengths is not None and after is not None:
+            jacobian = _valid_part(jacobian, x.shape[1:], z.shape[1:], lengths[i], after[i])
         if not _is_finite(jacobian):
             row.logdet_jacobian = row.condition = math.inf
             return "its Jacobian is not finite"
@@ -252,11 +255,10 @@ def _against_jacobian(row: LayerCheck, call: LayerCall) -> str:
     return ""
 
 
-def _known_condition(row: LayerCheck, layer: Any, x: Tensor) -> float:
-    """What a layer whose Jacobian the data does not change knows of it, where no Jacobian was taken."""
-    if math.isnan(row.condition) and hasattr(layer, "condition_number") and x.shape[0] and x.shape[1] <= CHANNELS:
-        return layer.condition_number(tuple(x.shape[1:]))
-    return row.condition
+def known_condition(layer: Bijection, shape: tuple[int, ...]) -> float:
+    """What a layer whose Jacobian the data does not change knows of it, on samples of this shape; else NaN."""
+    own: Any = getattr(layer, "condition_number", None)
+    return math.nan if own is None else own(shape)
 
 
 def dense_jacobians(z: Tensor, x: Tensor) -> Tensor:

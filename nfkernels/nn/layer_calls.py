@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .bijection import Bijection, Inverse
+
+if TYPE_CHECKING:
+    from .flow import Flow
 
 WHOLE = "bijection"
 
@@ -40,34 +43,36 @@ class Calls:
     failure: Exception | None = None
 
 
-def is_leaf(module: nn.Module) -> bool:
+def is_leaf(module: Bijection) -> bool:
     """Whether it is a layer made of no others (an ``Inverse`` counts as the layer inside)."""
-    if not isinstance(module, Bijection):
-        return False
     return isinstance(module, Inverse) or not any(isinstance(m, Bijection) for m in list(module.modules())[1:])
 
 
-def leaves(flow: nn.Module) -> dict[nn.Module, list[str]]:
+def leaves(flow: nn.Module) -> dict[Bijection, list[str]]:
     """The leaves among ``flow``'s layers with their names, as in ``flow.named_modules()``: of one that stands in two
     places both."""
-    names: dict[nn.Module, list[str]] = {}
+    names: dict[Bijection, list[str]] = {}
     inside: list[str] = []
     for name, module in flow.named_modules(remove_duplicate=False):
-        if is_leaf(module) and not any(name.startswith(f"{outer}.") for outer in inside):
+        if (
+            isinstance(module, Bijection)
+            and is_leaf(module)
+            and not any(name.startswith(f"{outer}.") for outer in inside)
+        ):
             names.setdefault(module, []).append(name)
             inside.append(name)
     return names
 
 
 @torch.no_grad()
-def layer_calls(flow: Any, x: Tensor, context: Tensor | None = None) -> Calls:
+def layer_calls(flow: Flow, x: Tensor, context: Tensor | None = None) -> Calls:
     """Sends ``x`` (data as the flow takes it; of images the middle of each grey level) through ``flow`` as it is, and
     notes what each layer was given. What a layer raises is kept; what is wrong with ``x`` itself is raised."""
     calls = Calls()
     names = {module: found for module, found in leaves(flow).items() if found[0].split(".")[0] == WHOLE}
     waiting = {module: list(given) for module, given in names.items()}
 
-    def remember(module: Any, args: tuple, kwargs: dict) -> None:
+    def remember(module: Bijection, args: tuple, kwargs: dict) -> None:
         data = args[0] if args else kwargs["x"]
         given = args[1] if len(args) > 1 else kwargs.get("context")
         given = given.detach() if isinstance(given, Tensor) else given

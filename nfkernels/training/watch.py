@@ -66,7 +66,9 @@ class Watch:
             return []
         cause = self.cause() or "no single layer stands out, so look at the data"
         text = f"the loss rose from {self._lowest:.4g} to {value:.4g}: {cause}"
-        return self._tell("loss", "", f"{text}; try a lower learning rate (--lr), a longer --warmup or a lower --clip")
+        return self._tell(
+            "loss", "", f"{text}; try a lower learning rate (--lr), a longer --warmup or stronger clipping (--clip)"
+        )
 
     def cause(self) -> str:
         """The first thing that is wrong, or the layer where most happens, as a clause; empty where nothing is seen."""

@@ -101,7 +101,7 @@ def test_a_loss_that_explodes_names_the_layer():
 
 
 def test_losses_that_are_not_finite_name_the_layer():
-    with pytest.raises(TrainingError) as error:
+    with pytest.raises(TrainingError) as error, pytest.warns(UserWarning, match=r"\(Turns\) is not finite"):
         fit(turning(7, float("nan")), ROWS, **QUICK, steps=40)
     assert "not finite in 10 steps in a row" in str(error.value)
     assert "(the output of bijection.layers.1 (Turns) is not finite" in str(error.value)
