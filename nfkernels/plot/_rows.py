@@ -14,6 +14,7 @@ from .style import Limits
 
 _CUT = 0.005  # of the points, left out on either side where a picture's limits come from them
 _MARGIN = 0.15  # of the width, on either side
+_FEW = 60  # whole numbers that get a bar each
 
 
 class Rows(NamedTuple):
@@ -85,6 +86,26 @@ def spread(low: float, high: float, margin: float) -> tuple[float, float]:
     if not high - low > 1e-9 * max(abs(low), abs(high)):
         width = 0.5 * abs(low) or 0.5
     return float(low - width), float(high + width)
+
+
+def within(low: float, high: float, values: numpy.ndarray) -> tuple[float, float]:
+    """The interval's part that does not go beyond the values, where a layer may have no inverse."""
+    return spread(max(low, float(values.min())), min(high, float(values.max())), 0)
+
+
+def step_of(values: numpy.ndarray) -> float:
+    """The distance between neighbours where these are whole numbers, 0 where they are real."""
+    return float((values == numpy.round(values)).all())
+
+
+def edges(limits: tuple[float, float], wanted: int, step: float = 0.0, origin: float = 0.0) -> numpy.ndarray:
+    """Of a histogram's bins: so many, or one for each of ``origin + k step`` where there are few of those, so that no
+    bar holds more of them than its neighbour."""
+    low, high = limits
+    if step and (high - low) / step <= _FEW:
+        first = origin + numpy.floor((low - origin) / step) * step
+        return numpy.arange(first - step / 2, high + step, step)
+    return numpy.linspace(low, high, wanted + 1)
 
 
 def interval(limits: Any) -> tuple[float, float]:

@@ -65,17 +65,12 @@ def calibration(
     low, high = (numpy.array(ends) / expected for ends in zip(*band, strict=True))
     for at, axes in enumerate(style.panels(made, shown, across)):
         heights = numpy.histogram(found[:, at], edges - 0.5)[0] / expected
-        _ranks_panel(axes, edges, heights, low, high)
+        _ranks_panel(axes, edges, heights, (low, high), f"99 % of calibrated flows, {len(found):,} simulations")
         outside = int(((heights < low) | (heights > high)).sum())
         axes.set_title(f"{labels[at]}: {outside} of {bins} bars outside", fontsize=10, parse_math=False)
         axes.set_xlabel(f"rank among {draws:,} draws")
     made.axes[0].set_ylabel("simulations over expected")
-    made.legend(
-        *made.axes[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=2,
-        title=f"{len(found):,} simulations",
-    )
+    made.legend(*made.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     style.note(made, f"{found.shape[1] - shown} more parameters are not drawn" if found.shape[1] > shown else "")
     return made
 
@@ -93,10 +88,9 @@ def _ranks(ranks: Any, draws: int) -> numpy.ndarray:
     return found
 
 
-def _ranks_panel(
-    axes: Axes, edges: numpy.ndarray, heights: numpy.ndarray, low: numpy.ndarray, high: numpy.ndarray
-) -> None:
-    axes.stairs(high, edges, baseline=low, fill=True, color=_BAND_COLOUR, label=f"{_BAND:.0%} of calibrated flows")
+def _ranks_panel(axes: Axes, edges: numpy.ndarray, heights: numpy.ndarray, band: Any, told: str) -> None:
+    low, high = band
+    axes.stairs(high, edges, baseline=low, fill=True, color=_BAND_COLOUR, label=told)
     axes.stairs(heights, edges, color=style.BLUE, linewidth=1.6, label="this flow")
     axes.axhline(1, color="0.5", linewidth=0.8)
     axes.set_xlim(edges[0], edges[-1])
@@ -146,7 +140,7 @@ def coverage(
     axes = made.subplots()
     at = numpy.linspace(0, 1, 201)
     low, high = zip(*(binomial_band(count, float(p)) for p in at), strict=True)
-    told = f"{_BAND:.0%} of calibrated flows, {count:,} tests"
+    told = f"99 % of calibrated flows, {count:,} tests"
     axes.fill_between(at, numpy.array(low) / count, numpy.array(high) / count, color=_BAND_COLOUR, label=told)
     axes.plot([0, 1], [0, 1], color="0.5", linewidth=0.8)
     shown = min(found.shape[1], _MOST)
@@ -154,7 +148,14 @@ def coverage(
         colour, dashes, marker = style.SERIES[(index + (shown == 1)) % len(style.SERIES)]
         label = labels[index] if names is not None or shown > 1 else "this flow"
         axes.plot(
-            wanted[order], found[order, index], color=colour, linestyle=dashes, marker=marker, markersize=5, label=label
+            wanted[order],
+            found[order, index],
+            color=colour,
+            linestyle=dashes,
+            marker=marker,
+            markersize=5,
+            label=label,
+            clip_on=False,
         )
     axes.text(0.03, 0.97, "too wide", transform=axes.transAxes, va="top", color="0.45", fontsize=9)
     axes.text(0.97, 0.03, "too narrow", transform=axes.transAxes, ha="right", color="0.45", fontsize=9)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from . import style
-from ._rows import array, column_names, rows, same_columns, spread
+from ._rows import array, column_names, edges, rows, same_columns, spread, step_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 MOST_COLUMNS = 8
 _MASSES = (0.95, 0.68, 0.3)  # of the rows, inside the contours
 _CUT = 0.004  # of the data, left out on either side: outliers would squeeze the rest
-_FEW = 60  # whole numbers that get a bar each
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,16 +45,12 @@ class Column:
             return float(low - margin), float(high + margin)
         return spread(float(low), float(high), 0.04)
 
-    def has_bars(self, edges: numpy.ndarray) -> bool:
-        """Whether every cell between ``edges`` is one whole number."""
-        return bool(self.step) and bool(numpy.isclose(edges[1] - edges[0], self.step))
+    def has_bars(self, bins: numpy.ndarray) -> bool:
+        """Whether every one of these bins is one whole number."""
+        return bool(self.step) and bool(numpy.isclose(bins[1] - bins[0], self.step))
 
-    def bins(self, low: float, high: float, wanted: int) -> numpy.ndarray:
-        """Edges; around whole numbers where there are few, so that no bar holds more of them than its neighbour."""
-        if self.step and (high - low) / self.step <= _FEW:
-            first = self.data[0] + numpy.floor((low - self.data[0]) / self.step) * self.step
-            return numpy.arange(first - self.step / 2, high + self.step, self.step)
-        return numpy.linspace(low, high, wanted + 1)
+    def bins(self, limits: tuple[float, float], wanted: int) -> numpy.ndarray:
+        return edges(limits, wanted, self.step, float(self.data[0]))
 
 
 @style.drawing()
@@ -130,7 +125,7 @@ def _columns(
     if len(true) != count:
         raise ValueError(f"truth has {len(true)} values: expected {count}, one for each column")
     if steps is None:
-        steps = [float((column == numpy.round(column)).all()) for column in data.T]
+        steps = [step_of(column) for column in data.T]
     if len(steps) != count:
         raise ValueError(f"steps has {len(steps)} values: expected {count}, one for each column")
     found = [
@@ -161,14 +156,14 @@ def _legend(made: Figure, columns: list[Column], labels: tuple[str, str]) -> Non
 
 
 def _marginal(panel: Axes, column: Column, limits: tuple[float, float]) -> None:
-    edges = column.bins(*limits, 50)
+    bins = column.bins(limits, 50)
     for values, look in (
         (column.data, {"histtype": "stepfilled", "color": style.FILLS[1]}),
         (column.samples, {"histtype": "step", "color": style.RED, "linewidth": 1.4}),
     ):
         if values is not None:
             # Of all values, not only of those inside: a model with much mass elsewhere is lower here.
-            panel.hist(values, list(edges), weights=numpy.full(len(values), 1 / len(values)), **look)
+            panel.hist(values, list(bins), weights=numpy.full(len(values), 1 / len(values)), **look)
     if column.truth is not None:
         panel.axvline(column.truth, color=style.INK, linewidth=1, linestyle="--")
     panel.set_xlim(*limits)
@@ -177,13 +172,13 @@ def _marginal(panel: Axes, column: Column, limits: tuple[float, float]) -> None:
 
 def _pair(panel: Axes, across: Column, up: Column, limits: tuple[float, float], heights: tuple[float, float]) -> None:
     cells = int(numpy.clip(len(across.data) ** 0.5 / 1.5, 16, 48))
-    edges = [_wider(column.bins(*ends, cells)) for column, ends in ((across, limits), (up, heights))]
-    middles = [(edge[:-1] + edge[1:]) / 2 for edge in edges]
+    bins = [_wider(column.bins(ends, cells)) for column, ends in ((across, limits), (up, heights))]
+    middles = [(edge[:-1] + edge[1:]) / 2 for edge in bins]
     for x, y, filled in ((across.data, up.data, True), (across.samples, up.samples, False)):
         if x is None or y is None:
             continue
-        counts = numpy.histogram2d(x, y, edges)[0] / len(x)
-        density = _smooth(counts, [at for at, column in enumerate((across, up)) if not column.has_bars(edges[at])]).T
+        counts = numpy.histogram2d(x, y, bins)[0] / len(x)
+        density = _smooth(counts, [at for at, column in enumerate((across, up)) if not column.has_bars(bins[at])]).T
         levels = _levels(density)
         if not levels:
             continue

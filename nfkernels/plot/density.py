@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _models, style
-from ._rows import Rows, box, interval, limits_of, rows, spread
+from ._rows import Rows, box, interval, limits_of, rows, within
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..nn import Flow
 
 _NATS = 8.0  # below the peak, where the map's colours end
-_POINTS = 1000  # of the data, drawn over the map
+_POINTS = 600  # of the data, drawn over the map
 _LINE = 801  # points of the curve
 
 
@@ -41,7 +41,7 @@ def density(
     Args:
         flow: a flow, a ``torch.distributions.Distribution``, or anything else with a ``log_prob``, such as other
             libraries' flows; or a function of points ``[N, D]`` (float32) that gives ``log p`` ``[N]`` in nats.
-        data: rows ``[N, D]`` of the same columns, tensor or array; at most 1000 of two columns are drawn.
+        data: rows ``[N, D]`` of the same columns, tensor or array; at most 600 of two columns are drawn.
         context: what the density is conditioned on: one for the whole picture, ``[1, ...]`` or a label.
         limits: ``((left, right), (bottom, top))``, ``(left, right)`` of one column. By default what holds 99 % of the
             data, or else of samples of the flow, and a margin where the flow has a density there.
@@ -88,11 +88,11 @@ def seen(flow: Any, count: int, data: Rows | None, context: Any, limits: Any, pi
     if data is None and source is None:
         raise ValueError("what part of the plane to draw cannot be known from a function: give limits or data")
     points = (data or rows(source, "samples of the flow")).values
+    ends = limits_of(points)
     try:
-        return evaluated(limits_of(points))
-    except ValueError:  # a flow of positive numbers, say, beyond its domain
-        ends = [spread(low, high, 0) for low, high in zip(points.min(0).tolist(), points.max(0).tolist(), strict=True)]
         return evaluated(ends)
+    except ValueError:  # a flow of positive numbers, say, beyond its domain
+        return evaluated([within(*pair, column) for pair, column in zip(ends, points.T, strict=True)])
 
 
 def _count(flow: Any, data: Rows | None, limits: Any) -> int:
@@ -121,7 +121,7 @@ def draw_map(axes: Axes, log_p: numpy.ndarray, limits: style.Limits, data: Rows 
     )
     if data is not None:
         dots = data.values[:_POINTS]
-        axes.plot(*dots.T, "o", color=style.INK, markersize=2.4, markeredgecolor="white", markeredgewidth=0.4)
+        axes.plot(*dots.T, "o", color=style.INK, markersize=1.9, markeredgecolor="white", markeredgewidth=0.3)
     style.plane(axes, limits, "log-density" + ("" if data is None else " and data"))
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.86, pad=0.02, extend="min")
     bar.set_label("nats", fontsize=9)

@@ -72,7 +72,7 @@ def draw_grid(axes: Axes, flow: Flow, limits: style.Limits, data: Rows | None, c
     lines = warped(flow, context).numpy()
     lost = int((~numpy.isfinite(lines)).any(-1).sum())
     if data is not None:
-        axes.plot(*data.values[:_POINTS].T, ".", color="0.72", markersize=3, markeredgewidth=0)
+        axes.plot(*data.values[:_POINTS].T, ".", color="0.62", markersize=3, markeredgewidth=0)
     looks = ((style.BLUE, "-", 0.9), (style.ORANGE, (0, (5, 1.2)), 1.0))
     for family, (colour, dashes, width), name in zip(lines, looks, ("$z_1$", "$z_2$"), strict=True):
         axes.add_collection(LineCollection(list(family), colors=colour, linewidths=width, linestyles=[dashes]))

@@ -68,9 +68,7 @@ def interpolation(rows: Any, *, grey_levels: int = 256, title: str | None = None
     every = range(0, count, max(1, -(-count // 12)))
     cell = pixels.shape[1] / count
     shares = [at / max(count - 1, 1) for at in every]
-    axes.set_xticks(
-        [(at + 0.5) * cell - 0.5 for at in every], [f"{share:.2f}".rstrip("0").rstrip(".") for share in shares]
-    )
+    axes.set_xticks([(at + 0.5) * cell - 0.5 for at in every], [f"{share:.3g}" for share in shares])
     axes.tick_params(axis="x", length=0)
     axes.set_xlabel("share of the way from the first image's latent to the last one's")
     return made

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from . import style
-from ._rows import Rows, box, column_names, limits_of, rows, same_columns
+from ._rows import Rows, box, column_names, edges, limits_of, rows, same_columns, step_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,7 +79,7 @@ def _histograms(data: Rows, drawn: Rows, names: list[str], title: str | None) ->
     made = style.figure(max(6.4, 2.4 * across), 4 if count == 1 else 2.1 * down + 0.9, title)
     limits = limits_of(data.values[:, :count], drawn.values[:, :count])
     for at, axes in enumerate(style.panels(made, count, across)):
-        bins = numpy.linspace(*limits[at], 61 if count == 1 else 41)
+        bins = edges(limits[at], 60 if count == 1 else 40, step_of(data.values[:, at]), data.values[0, at])
         for values, look in (
             (data.values[:, at], {"histtype": "stepfilled", "color": style.FILLS[1], "label": "data"}),
             (drawn.values[:, at], {"histtype": "step", "color": style.RED, "linewidth": 1.4, "label": "samples"}),

@@ -39,6 +39,8 @@ _CIRCLE = ("#331A5E", "#1B4F91", "#56B4E9", "#F0C23B", "#D55E00", "#7A1B4E", "#3
 _RC = {
     "figure.dpi": DPI,
     "figure.facecolor": "white",
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.w_pad": 0.08,
     "axes.edgecolor": "0.7",
     "axes.labelcolor": INK,
     "axes.labelsize": 10,

@@ -11,7 +11,7 @@ from torch.distributions import Distribution, LogNormal, Normal
 
 from ..nn import Affine, Bijection, Exp, Flow, Log, StandardNormal
 from . import style
-from ._rows import interval, limits_of
+from ._rows import interval, limits_of, within
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,7 +90,7 @@ def change_of_variables(
         return lecture_figure(lecture(), title)
     case = normal_through(layer, analytic, None if limits is None else interval(limits))
     made = style.figure(6.4, 4, title)
-    _draw_case(made.subplots(), case, "a normal x, and y of it", "analytic")
+    _draw_case(made.subplots(), case, f"y = {type(layer).__name__}(x) of a standard normal x", "analytic")
     return made
 
 
@@ -118,9 +118,8 @@ def normal_through(
     """``y = layer(x)`` of a standard normal x: as a flow's forward goes from data to latent, the layer's inverse."""
     flow = Flow(layer.inv, StandardNormal(1)).double()
     drawn = flow.sample(count, generator=torch.Generator().manual_seed(_SEED))
-    if limits is None:  # not beyond the samples, where the layer may have no inverse
-        (low, high), ends = limits_of(drawn.numpy())[0], drawn.aminmax()
-        limits = max(low, ends.min.item()), min(high, ends.max.item())
+    if limits is None:
+        limits = within(*limits_of(drawn.numpy())[0], drawn.numpy())
     at = torch.linspace(*limits, _POINTS, dtype=torch.float64)
     moved = flow.base.log_prob(flow.encode(at[:, None]))
     return Case(drawn[:, 0], at, flow.log_prob(at[:, None]), None if analytic is None else analytic.log_prob(at), moved)
