@@ -43,7 +43,8 @@ def outlier_scores(
     Args:
         flow: any flow; it is used in evaluation mode.
         x: samples as ``nll`` takes them, ``[N, *event]``: uint8 images of an image flow, rows of a table's flow.
-        context: one for each sample, where the flow takes one.
+        context: one for each sample, where the flow takes one. Of a flow with ``classes`` it can be left out: then
+            ``p(x)`` is the mean over all classes, at the cost of as many forwards, and no level is scored.
         reference, reference_context: data that the flow should know: better held out from training than not.
         generator: of the dequantisation noise (one draw for each sample), on the flow's device.
         batch_size: samples that go through the flow at once.
@@ -60,7 +61,9 @@ def outlier_scores(
         raise ValueError("reference has no samples")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    own, levels = _losses(flow, x, context, generator, batch_size, levels_of(flow))
+    own, levels = _losses(
+        flow, x, context, generator, batch_size, None if unlabelled(flow, context) else levels_of(flow)
+    )
     scores = {"likelihood": own}
     if reference is not None:
         known, _ = _losses(flow, reference, reference_context, generator, batch_size, None)
@@ -100,7 +103,7 @@ def _losses(
                 parts.append(each.double().cpu())
                 whole.append((each.sum(1) - log_q).double().cpu())
             else:
-                whole.append((flow.log_prob(chunk, given) - log_q).double().cpu())
+                whole.append((_log_prob(flow, chunk, given) - log_q).double().cpu())
     found, split = -torch.cat(whole), [-part for part in torch.cat(parts).unbind(1)] if parts else []
     if not hasattr(flow, "bits_per_dim"):
         return found, split
@@ -109,6 +112,19 @@ def _losses(
     sizes = [] if levels is None else levels.sizes
     bits = [part / (math.log(2) * count) + constant * size / count for part, size in zip(split, sizes, strict=True)]
     return found / (math.log(2) * count) + constant, bits
+
+
+def unlabelled(flow: Any, context: Tensor | None) -> bool:
+    """Whether the classes that the flow is conditioned on are not given."""
+    return context is None and isinstance(getattr(flow, "classes", None), int)
+
+
+def _log_prob(flow: Any, x: Tensor, context: Tensor | None) -> Tensor:
+    if not unlabelled(flow, context):
+        return flow.log_prob(x, context)
+    labels = [torch.full((len(x),), label, device=x.device) for label in range(flow.classes)]
+    each = torch.stack([flow.log_prob(x, label) for label in labels])
+    return each.logsumexp(0) - math.log(flow.classes)
 
 
 # --- complexity -------------------------------------------------------------------------------------------------------

@@ -152,7 +152,9 @@ def evaluate(options: argparse.Namespace) -> int:
     device = session.pick_device(options.device)
     flow, _, config = session.open_run(options.run, device)
     data, part = _images_to_measure(options, flow, config, options.data)
-    other = None if options.against is None else _images_to_measure(options, flow, config, options.against)
+    other = None
+    if options.against is not None:
+        other = _images_to_measure(options, flow, config, options.against, labelled=False)
     precision = options.precision or session.precision_of(config)
     tighter = None
     with session.using(options.run), session.computing(precision, device):
@@ -186,14 +188,14 @@ def evaluate(options: argparse.Namespace) -> int:
         f"  bits per dimension  {outcome.mean:.3f} +- {outcome.standard_error:.3f}   "
         f"(mean of {session.many(outcome.draws, 'dequantisation draw')}; standard error over images)"
     )
+    for level in found.levels if len(found.levels) > 1 else ():
+        latents = session.many(level.latents, "latent")
+        print(f"    of them level {level.number}   {level_bits(flow, level):.3f}   ({latents})")
     if tighter is not None:
         print(
             f"  importance-weighted {tighter.mean:.3f} +- {tighter.standard_error:.3f}   "
             f"(of {session.many(tighter.importance_samples, 'sample')} per image, a tighter bound)"
         )
-    for level in found.levels if len(found.levels) > 1 else ():
-        latents = session.many(level.latents, "latent")
-        print(f"    of them level {level.number}   {level_bits(flow, level):.3f}   ({latents})")
     off = f", off by {again.grey_levels} at most" if again.wrong else ""
     print(
         f"  uniform             {uniform:.3f}\n"
@@ -216,19 +218,20 @@ def _samples(flow: ImageFlow, data: ImageData) -> Samples:
 def _told_apart(
     flow: ImageFlow, config: dict[str, Any], data: ImageData, other: ImageData, part: str, *, seed: int
 ) -> tuple[str, dict[str, float]]:
-    """What is told apart, and how well by each score."""
+    """What is told apart, and how well by each score. Nobody knows the class of other images: none is given."""
     reference = None
     with contextlib.suppress(DataError, TrainingError):  # the run's own data may be gone: then there is none
-        reference = scored(_samples(flow, session.run_data(config, may_have_moved=True)[1]))
-    inside, outside = scored(_samples(flow, data)), scored(_samples(flow, other))
+        reference = scored((session.run_data(config, may_have_moved=True)[1].images, None))
+    inside, outside = scored((data.images, None)), scored((other.images, None))
     found = told_apart(flow, inside, outside, reference, seed=seed)
     return f"{other.name}, {part}, {session.many(len(outside[0]), 'image')} against {len(inside[0])}", found
 
 
 def _images_to_measure(
-    options: argparse.Namespace, flow: ImageFlow, config: dict[str, Any], asked: str | None
+    options: argparse.Namespace, flow: ImageFlow, config: dict[str, Any], asked: str | None, *, labelled: bool = True
 ) -> tuple[ImageData, str]:
-    """The run's test part, or what was asked for, and which part of it that is; checked against the flow."""
+    """The run's test part, or what was asked for, and which part of it that is; checked against the flow, with its
+    classes where these are needed (``labelled``)."""
     own = (config.get("data") or {}).get("source")
     source = own if asked is None else session.absolute(asked)
     if source is None:
@@ -247,7 +250,7 @@ def _images_to_measure(
             f"{data.name} has {data.grey_levels} grey levels and the flow {flow.grey_levels}: bits per dimension "
             "of one mean nothing for the other"
         )
-    names = session.class_names(flow, config)
+    names = session.class_names(flow, config) if labelled else None
     if names is not None and data.classes is None:
         raise TrainingError(f"{data.name} has no labels, and the flow is conditioned on classes")
     if names is not None and list(data.classes) != names[: len(data.classes)]:

@@ -98,6 +98,21 @@ def test_classes_go_with_images():
     assert outlier_scores(flow, images, torch.arange(5) % 3)["level 1"].shape == (5,)
 
 
+def test_without_a_class_all_of_them_count_alike():
+    flow = glow(classes=3)
+    images = torch.randint(0, 17, (5, 1, 8, 8), dtype=torch.uint8)
+
+    def bits(labels):
+        found = outlier_scores(flow, images, labels, generator=torch.Generator().manual_seed(0))
+        return found["likelihood"], set(found)
+
+    each = torch.stack([bits(torch.full((5,), label))[0] for label in range(3)])
+    nats = (each * 64 * math.log(2)).neg().logsumexp(0) - math.log(3)
+    found, names = bits(None)
+    torch.testing.assert_close(found, -nats / (64 * math.log(2)))
+    assert names == {"likelihood", "complexity"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

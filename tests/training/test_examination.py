@@ -111,6 +111,15 @@ def test_another_table_is_told_apart(capsys, table_run):
     assert "other, all rows, 40 rows against 24, told apart by" in told(capsys, table_run, "--against", "other.csv")
 
 
+def test_a_flow_with_classes_needs_none_of_other_images(capsys, digits_run):
+    import numpy
+
+    numpy.savez("other.npz", images=numpy.zeros((4, 8, 8), numpy.uint8))
+    assert "grey levels" in refused(capsys, "evaluate", digits_run, "--against", "other.npz")
+    facts = json.loads(told(capsys, digits_run, "--draws", "1", "--against", "digits", "--json"))["against"]
+    assert set(facts["auroc"]) == {"likelihood", "typicality", "complexity"}
+
+
 def test_without_the_runs_own_data_there_is_no_typicality(capsys, plain_run):
     model = plain_run / "model.safetensors"
     out = told(capsys, model, "--data", "digits", "--against", "digits", "--draws", "1", "--json")
