@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..plot.images import tiles
 from . import session
 from .data.image_data import DataError
 from .errors import TrainingError
@@ -100,8 +100,5 @@ class Board:
 
     def _add_samples(self, flow: Any, config: dict[str, Any], step: int) -> None:
         images = draw(flow, _DRAWN, session.class_names(flow, config), None, 1.0, 0)
-        images = images[:, : 3 if images.shape[1] >= 3 else 1].float() / max(flow.grey_levels - 1, 1)
-        count, depth, height, width = images.shape
-        side = math.isqrt(count)
-        grid = images.reshape(side, side, depth, height, width).permute(2, 0, 3, 1, 4)
-        self._writer.add_image("samples", grid.reshape(depth, side * height, side * width), step)
+        pixels = tiles(images, grey_levels=flow.grey_levels)
+        self._writer.add_image("samples", pixels, step, dataformats="HWC" if pixels.dim() == 3 else "HW")
