@@ -71,7 +71,7 @@ class Examination:
             for condition in self.conditions[:WORST]
         ] or ["none could be found"]
         lines = [f"  condition numbers   {worst[0]}", *(f"{'':22}{text}" for text in worst[1:])]
-        lines[0] += "   (the worst layers)" if len(self.conditions) > WORST else ""
+        lines[0] += f"   (the worst of {len(self.conditions)} layers)" if len(self.conditions) > WORST else ""
         of = ", ".join(f"{bad} {name}" for name, (bad, _) in self.not_finite.items() if bad)
         of = of or ", ".join(self.not_finite)
         return [*lines, f"  non-finite values   {self.bad / max(1, self.values):.2%} of {self.values} ({of})"]
