@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn import Flow
+from ..nn import Flow, ImageFlow
 from ..nn.modes import evaluating
 
 AT_ONCE = 16_384  # points through the flow together
@@ -23,7 +23,9 @@ def looking(model: Any) -> AbstractContextManager[None]:
 
 def columns_of(model: Any) -> int | None:
     """How many columns a row of this flow or distribution has, None where it does not say."""
-    if isinstance(model, Flow):
+    if isinstance(model, ImageFlow):
+        event = tuple(model.event_shape)
+    elif isinstance(model, Flow):
         event = tuple(model.base.shape)
     elif isinstance(model, torch.distributions.Distribution):
         event = tuple(model.event_shape) or (1,)

@@ -12,7 +12,7 @@ from figures import bent, drawn, flow_of, rows, shifted, texts
 
 from nfkernels import nn as N
 from nfkernels import plot
-from nfkernels.models import RealNVP
+from nfkernels.models import Glow, RealNVP
 from nfkernels.plot import grid
 from nfkernels.plot.density import on_grid
 from nfkernels.plot.steps import flatten, stages
@@ -172,9 +172,10 @@ def test_what_is_refused_is_named(arguments, sentence):
 def test_a_flow_of_images_or_of_many_columns_is_sent_elsewhere():
     with pytest.raises(ValueError, match=r"one or two columns, got 3: nfkernels\.plot\.corner"):
         plot.density(shifted(3))
-    images = N.Flow(N.Chain(), N.StandardNormal((1, 4, 4)))
-    with pytest.raises(ValueError, match=r"the flow is over \(1, 4, 4\)"):
-        plot.density(images)
+    for images in (N.Flow(N.Chain(), N.StandardNormal((1, 4, 4))), Glow((1, 4, 4), levels=1, steps=1, hidden=8)):
+        for draw in (plot.density, plot.warped_grid, plot.steps):
+            with pytest.raises(ValueError, match=r"the flow is over \(1, 4, 4\): .* image_grid draws images"):
+                draw(images)
     with pytest.raises(ValueError, match=r"gave \[16, 2\]: expected one number each, \[16\]"):
         plot.density(lambda x: x, limits=((0, 1), (0, 1)), pixels=4)
     with pytest.raises(TypeError, match="expected a flow, or a function of points"):
