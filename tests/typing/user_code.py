@@ -21,7 +21,7 @@ from nfkernels.nn import (
     StandardNormal,
     drift,
 )
-from nfkernels.training import FitResult, ImageData, fit, load_images, split
+from nfkernels.training import FitResult, ImageData, ImageStream, fit, load_images, split
 
 x = torch.randn(8, 6)
 
@@ -82,6 +82,8 @@ assert_type(fast.step(images), Tensor)
 
 data = load_images("digits")
 train, validation, test = split(data, seed=0)
+assert_type(train, ImageData | ImageStream)
+assert_type(split(load_images("digits", stream=False), seed=0)[0], ImageData)
 result = fit(glow, train, validation=validation, steps=20)
 assert_type(result, FitResult)
 

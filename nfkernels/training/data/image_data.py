@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 from numbers import Integral, Real
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
@@ -122,6 +122,26 @@ def need(module: str, what: str, extra: str = "train") -> ModuleType:
     except ImportError as error:
         package = {"PIL": "Pillow", "sklearn": "scikit-learn", "pyarrow": "pyarrow"}.get(module.split(".")[0], module)
         raise DataError(f'{what} needs {package}, which is missing: pip install "nfkernels[{extra}]"') from error
+
+
+@overload
+def split(
+    data: ImageData,
+    *,
+    seed: int,
+    validation: int | float | None = None,
+    test: int | float | None = None,
+) -> tuple[ImageData, ImageData, ImageData]: ...
+
+
+@overload
+def split(
+    data: ImageData | ImageStream,
+    *,
+    seed: int,
+    validation: int | float | None = None,
+    test: int | float | None = None,
+) -> tuple[ImageData | ImageStream, ImageData, ImageData]: ...
 
 
 def split(

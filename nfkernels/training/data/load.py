@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal, overload
 
 import torch
 
@@ -22,6 +23,30 @@ _ACCEPTED = (
     '"digits", a folder of pictures (flat or one sub-folder per class), a folder of MNIST-style idx files, '
     "tar or Parquet shards of pictures, an unpacked CIFAR folder, or an .npz or .npy file of uint8 images"
 )
+
+
+@overload
+def load_images(
+    source: str | os.PathLike[str] = "digits",
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    bits: int | None = None,
+    stream: Literal[False],
+    workers: int | None = None,
+) -> ImageData: ...
+
+
+@overload
+def load_images(
+    source: str | os.PathLike[str] = "digits",
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    bits: int | None = None,
+    stream: bool | None = None,
+    workers: int | None = None,
+) -> ImageData | ImageStream: ...
 
 
 def load_images(
