@@ -12,7 +12,9 @@ from figures import drawn, texts
 from nfkernels import plot
 from nfkernels.plot.calibration import binomial_band
 
-RANDOM = numpy.random.default_rng(0)
+
+def random():
+    return numpy.random.default_rng(0)
 
 
 @pytest.mark.parametrize(("count", "probability"), [(20, 0.5), (300, 0.05), (1000, 0.95), (50_000, 0.01)])
@@ -35,7 +37,7 @@ def bars(axes):
 
 @pytest.mark.parametrize(("draws", "count", "bins"), [(100, 1000, 20), (7, 50, 5), (3, 1000, 4), (999, 40, 5)])
 def test_bars_are_counts_over_what_each_bin_should_hold(draws, count, bins):
-    ranks = RANDOM.integers(0, draws + 1, count)
+    ranks = random().integers(0, draws + 1, count)
     figure = plot.calibration(ranks, draws)
     band, flow = bars(figure.axes[0])
     assert len(flow.values) == bins
@@ -51,8 +53,8 @@ def test_bars_are_counts_over_what_each_bin_should_hold(draws, count, bins):
 
 
 def test_a_flow_that_is_too_sure_is_seen():
-    right = RANDOM.integers(0, 101, 2000)
-    sure = numpy.clip(numpy.round(50 + 80 * RANDOM.normal(size=2000)), 0, 100)
+    right = random().integers(0, 101, 2000)
+    sure = numpy.clip(numpy.round(50 + 80 * random().normal(size=2000)), 0, 100)
     figure = plot.calibration(numpy.stack([right, sure], 1), 100, names=["right $", "sure"], bins=10)
     one, other = figure.axes[:2]
     assert "sure: 10 of 10 bars outside" in texts(figure)
@@ -64,7 +66,7 @@ def test_a_flow_that_is_too_sure_is_seen():
 
 
 def test_many_parameters_and_one_simulation():
-    figure = plot.calibration(RANDOM.integers(0, 11, (100, 19)), 10)
+    figure = plot.calibration(random().integers(0, 11, (100, 19)), 10)
     assert sum(axes.get_visible() for axes in figure.axes) == 16
     assert "3 more parameters are not drawn" in texts(figure)
     drawn(plot.calibration([3], 10))
@@ -100,11 +102,11 @@ def test_coverage_is_drawn_over_the_nominal_one():
 
 
 def test_several_lines_differ_in_more_than_colour():
-    figure = plot.coverage([0.5, 0.9], RANDOM.random((2, 5)), count=10, names=list("abcd$"))
+    figure = plot.coverage([0.5, 0.9], random().random((2, 5)), count=10, names=list("abcd$"))
     shown = [line for line in figure.axes[0].lines if line.get_label() in list("abcd$")]
     assert len({(line.get_linestyle(), line.get_marker()) for line in shown}) == 5
     drawn(figure)
-    assert "4 more lines are not drawn" in texts(plot.coverage([0.5], RANDOM.random((1, 20)), count=10))
+    assert "4 more lines are not drawn" in texts(plot.coverage([0.5], random().random((1, 20)), count=10))
 
 
 @pytest.mark.parametrize(
