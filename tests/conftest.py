@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
+import thinning
 import torch
 
 torch.set_num_threads(1)
@@ -92,7 +93,9 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest takes what -m leaves
 def pytest_collection_modifyitems(items):
+    thinning.thin(items)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):  # not its keywords: a folder has the name too

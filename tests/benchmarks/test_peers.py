@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 HERE = [c.id for c in CASES if importlib.util.find_spec(c.library) is not None and c.library != "sbi"]
 
 
-OFTEN = ("glow-port", "nflows-nsf", "zuko-nsf", "freia-fastflow-64")
+OFTEN = ("nflows-nsf", "zuko-nsf")
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_looks_at_the_class():
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # four starts of pytest; what they are started with is tested above, one start below
 def test_a_suite_in_all_its_runs(tmp_path):
     pytest.importorskip("nflows")
     source = tmp_path / "sources" / "nflows-9.9"

@@ -2,7 +2,7 @@
 
     python tests/csrc/machine_code.py --write     # after a change: rewrites csrc/cuda/resources.txt
 
-Needs nfkernels._C_cuda and cuobjdump (the CUDA toolkit's, or the one in Triton's package); no GPU.
+Needs nfkernels._C_cuda, cuobjdump and nvdisasm (the CUDA toolkit's, or those in Triton's package); no GPU.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import FileLock  # torch brings it
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import sass
 
 TABLE = Path(__file__).parents[2] / "csrc/cuda/resources.txt"
 IN_TABLE = ("sm_80", "sm_90")
@@ -54,15 +57,6 @@ class Kernel:
         return f"{self.registers:>4} {wide:>4}"
 
 
-def cuobjdump() -> str | None:
-    """Its path, or None."""
-    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
-    candidates = [shutil.which("cuobjdump"), home / "bin/cuobjdump"]
-    if (triton := importlib.util.find_spec("triton")) is not None and triton.origin:
-        candidates.append(Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump")
-    return next((str(c) for c in candidates if c and Path(c).is_file()), None)
-
-
 def module_path() -> Path | None:
     spec = importlib.util.find_spec("nfkernels._C_cuda")
     return None if spec is None or spec.origin is None else Path(spec.origin)
@@ -74,7 +68,7 @@ def _output(*command: str) -> str:
 
 @functools.lru_cache(maxsize=8)
 def kernels(architecture: str) -> dict[str, Kernel]:
-    """Every kernel of the built module on one architecture, by its readable name. To disassemble takes half a minute:
+    """Every kernel of the built module on one architecture, by its readable name. To disassemble takes seconds:
     parallel test workers share what the first of them found."""
     built = module_path().stat()
     name = f"nfkernels-machine-code-{os.getuid()}-{built.st_mtime_ns}-{built.st_size}-{architecture}.json"
@@ -87,20 +81,15 @@ def kernels(architecture: str) -> dict[str, Kernel]:
 
 
 def disassembled(architecture: str) -> dict[str, Kernel]:
-    tool, path = cuobjdump(), str(module_path())
+    tool, path = sass.tool("cuobjdump"), str(module_path())
     found: dict[str, Kernel] = {}
     usage = _output(tool, "--dump-resource-usage", "-arch", architecture, path)
     for symbol, text in re.findall(r"Function (\S+):\n\s+(.*)", usage):
         number = {key: int(n) for key, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
         found[symbol] = Kernel(number["REG"], number["STACK"] + number["LOCAL"], 0, {})
-    for part in _output(tool, "-sass", "-arch", architecture, path).split("Function : ")[1:]:
-        symbol, sass = part.split("\n", 1)
-        kernel = found[symbol.strip()]
-        kernel.spills = len(re.findall(r"\b(?:LDL|STL)\b", sass))
-        for kind, modifiers in re.findall(r"\b(LDGSTS|LDG|STG)((?:\.[A-Z0-9_]+)*)", sass):
-            width = re.search(r"\.(128|64|U?S?16|U?S?8)\b", modifiers)
-            key = f"{kind}.{width.group(1).lstrip('US') if width else '32'}"
-            kernel.accesses[key] = kernel.accesses.get(key, 0) + 1
+    for symbol, text in instructions(tool, path, architecture).items():
+        found[symbol].spills = len(re.findall(r"\b(?:LDL|STL)\b", text))
+        found[symbol].accesses = sass.global_accesses(text)
     names = subprocess.run(
         [shutil.which("c++filt") or "c++filt"], input="\n".join(found), capture_output=True, text=True, check=True
     ).stdout.splitlines()
@@ -111,6 +100,15 @@ def disassembled(architecture: str) -> dict[str, Kernel]:
         assert key not in named, f"two kernels are called {key}"
         named[key] = kernel
     return dict(sorted(named.items()))
+
+
+def instructions(tool: str, path: str, architecture: str) -> dict[str, str]:
+    codes: dict[str, bytes] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([tool, "-xelf", "all", "-arch", architecture, path], cwd=folder, capture_output=True, check=True)
+        for cubin in sorted(Path(folder).iterdir()):
+            codes |= sass.code_of(cubin.read_bytes())
+    return dict(zip(codes, sass.disassembled([*codes.values()], architecture), strict=True))
 
 
 def readable(name: str) -> str:
@@ -146,9 +144,9 @@ def base(name: str) -> str:
     return head.rsplit("::", 1)[-1].split(": ")[-1] + angle + rest
 
 
-def table() -> str:
+def table(architectures: tuple[str, ...] = IN_TABLE) -> str:
     """One line per kernel: threads, shared memory, and registers and 16-byte accesses on each architecture."""
-    columns, shapes = [kernels(a) for a in IN_TABLE], launch_shapes()
+    columns, shapes = [kernels(a) for a in architectures], launch_shapes()
     width = max(map(len, columns[0]))
     lines = [
         "# Every CUDA kernel: threads of a block and the most shared memory that the calls in",
@@ -156,13 +154,20 @@ def table() -> str:
         "# registers, and how many 16-byte accesses to global memory its code has. Stack and spills are 0 on both",
         "# (tests/csrc/test_machine_code.py).",
         f"# Made by {compiler()}; rewrite with: python tests/csrc/machine_code.py --write",
-        f"{'kernel':<{width}}  threads  shared  " + "  ".join(f"{a:>9}" for a in IN_TABLE),
+        f"{'kernel':<{width}}  threads  shared  " + "  ".join(f"{a:>9}" for a in architectures),
     ]
     for name in columns[0]:
         threads, shared = shapes.get(base(name), ("", ""))
         cells = "  ".join(c[name].cell() for c in columns)
         lines.append(f"{name:<{width}}  {threads:>7}  {shared:>6}  {cells}")
     return "\n".join(lines) + "\n"
+
+
+def column(text: str, architecture: str) -> list[str]:
+    """The kernels of a table, on one of its architectures."""
+    header, *lines = text[text.index("\nkernel ") + 1 :].splitlines()
+    end = header.index(architecture) + len(architecture)
+    return [line[: header.index("sm_") - 4] + line[end - 9 : end] for line in lines]
 
 
 if __name__ == "__main__":

@@ -12,35 +12,44 @@ TESTS = Path(__file__).parents[1]
 SETS = ["baseline", "avx2", "avx512"]
 
 
-@pytest.mark.parametrize("isa", SETS[: SETS.index(_C.isa())])
-def test_ops_on(isa):
-    env = os.environ | {"NFKERNELS_CPU_ISA": isa}
-    probe = subprocess.run(
-        [sys.executable, "-c", "import torch, nfkernels._C as c; print(c.isa())"],
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-    assert probe.stdout.strip() == isa, probe.stdout + probe.stderr
-    files = [
-        TESTS / "ops/test_affine_coupling.py",
-        TESTS / "ops/test_channel_mix.py",
-        TESTS / "ops/test_coupling_mix.py",
-        TESTS / "ops/test_dense_net.py",
-        TESTS / "ops/test_dequantize.py",
-        TESTS / "ops/test_gaussian_log_density.py",
-        TESTS / "ops/test_lu_layer.py",
-        TESTS / "ops/test_philox_uniform.py",
-        TESTS / "ops/test_rational_quadratic_spline.py",
-        TESTS / "csrc/test_elementary.py",
-    ]
-    keep = "native_matches or elementary or accuracy or special or non_finite or threads or every_backend"
-    keep = f"({keep} or as_accurate or hard_inputs) and not nine_million"
+FILES = [
+    *(f"ops/test_{op}.py" for op in ("affine_coupling", "channel_mix", "coupling_mix", "dense_net", "dequantize")),
+    *(
+        f"ops/test_{op}.py"
+        for op in ("gaussian_log_density", "lu_layer", "philox_uniform", "rational_quadratic_spline")
+    ),
+    "csrc/test_elementary.py",
+]
+KEEP = (
+    "(native_matches or elementary or accuracy or special or non_finite or threads or every_backend or as_accurate"
+    " or hard_inputs) and not million"
+)
+RUN = """
+import sys, pytest, torch, nfkernels._C
+assert nfkernels._C.isa() == sys.argv[1], nfkernels._C.isa()
+sys.exit(pytest.main(sys.argv[2:]))
+"""
+SLOWER = pytest.mark.parametrize("isa", SETS[: SETS.index(_C.isa())])
+
+
+def run_op_tests(isa, *options):
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", keep, *map(str, files)],
-        env=env,
+        [sys.executable, "-c", RUN, isa, "-q", "-x", "-p", "no:cacheprovider", "-k", KEEP, *options]
+        + [str(TESTS / file) for file in FILES],
+        env=os.environ | {"NFKERNELS_CPU_ISA": isa},
         capture_output=True,
         text=True,
         timeout=600,
     )
-    assert done.returncode == 0, done.stdout[-3000:]
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+
+
+@SLOWER
+def test_ops_on(isa):
+    run_op_tests(isa)
+
+
+@pytest.mark.exhaustive
+@SLOWER
+def test_all_of_the_ops_on(isa):
+    run_op_tests(isa, "-m", "")

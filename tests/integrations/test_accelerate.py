@@ -1,11 +1,13 @@
 """accelerate by itself, on a layer made here: selection, proof, report, restore, and what it must leave alone."""
 
 import copy
+import os
 import re
+import sys
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from forked import Process
 from torch import nn
 
 import nfkernels
@@ -390,9 +392,8 @@ def test_exported_at_the_top():
     assert "accelerate" in nfkernels.__all__
 
 
-def _worker(rank, port, path):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def _worker(rank, store, path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     results = []
     for fused in (False, True):
         model = _model()
@@ -408,12 +409,13 @@ def _worker(rank, port, path):
 
 
 def test_distributed_data_parallel(tmp_path):
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.start_processes(_worker, (port, str(tmp_path / "grads")), nprocs=2, start_method="spawn")
+    code = "import sys, test_accelerate; test_accelerate._worker(int(sys.argv[1]), *sys.argv[2:])"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    given = [str(tmp_path / "store"), str(tmp_path / "grads")]
+    ranks = [Process(["-c", code, str(rank), *given], env=environment) for rank in range(2)]
+    for rank in ranks:
+        _, told = rank.communicate(100)
+        assert rank.returncode == 0, told
     plain, fused = torch.load(tmp_path / "grads", weights_only=True)
     torch.testing.assert_close(fused, plain)
 

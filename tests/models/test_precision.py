@@ -44,7 +44,7 @@ def reconstruction(flow: models.Glow, autocast: bool) -> torch.Tensor:
     return (back - x).abs()
 
 
-@pytest.mark.parametrize("steps", [60, pytest.param(250, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [60, pytest.param(250, marks=pytest.mark.exhaustive)])
 def test_trained_glow_reconstructs(steps):
     flow = trained(steps, autocast=True)
     error = reconstruction(flow, autocast=True)
@@ -53,9 +53,9 @@ def test_trained_glow_reconstructs(steps):
     assert reconstruction(flow, autocast=False).max() < 1e-5
 
 
-@pytest.mark.slow
-def test_bfloat16_networks_cost_little_likelihood():
-    flow = trained(250, autocast=True)
+@pytest.mark.parametrize("steps", [60, pytest.param(250, marks=pytest.mark.exhaustive)])
+def test_bfloat16_networks_cost_little_likelihood(steps):
+    flow = trained(steps, autocast=True)
     data = blobs(256, 20_000)
     with torch.no_grad():
         exact = flow.bits_per_dim(data, generator=torch.Generator().manual_seed(0)).mean()

@@ -166,7 +166,7 @@ def test_channels_last_reaches_the_stacked_weights():
     torch.testing.assert_close(z, expected[0], atol=0.3, rtol=0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.covering
 @pytest.mark.parametrize("size", [(2, 2), (8, 8)], ids=["matrices", "convolutions"])
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 def test_one_graph_serves_every_batch_size(size, train):
@@ -174,9 +174,10 @@ def test_one_graph_serves_every_batch_size(size, train):
     steps = moved(N.GlowSteps(4, 2, 5, last_kernel=1))
     steps.initialize(torch.randn(8, 4, *size))
     steps.train(train)
-    compiled = torch.compile(steps, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(steps, fullgraph=True, backend="aot_eager")
     for batch in (4, 5, 3):
         x = torch.randn(batch, 4, *size, requires_grad=train)
+        torch._dynamo.mark_dynamic(x, 0)
         with torch.set_grad_enabled(train):
             for a, b in zip(compiled(x), steps(x)):
                 torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)

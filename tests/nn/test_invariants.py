@@ -6,17 +6,14 @@ import copy
 
 import pytest
 import torch
-from registry import CASES, Case
+from registry import CASES, FIRST_CASES, Case
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nfkernels import nn as N
 
 every_layer = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-SLOW = {"multi-scale", "glow-steps-odd-one-pixel", "chain", "inverse", "affine-second", "affine-additive"}
-every_layer_some_slow = pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=pytest.mark.slow) if c.name in SLOW else c for c in CASES], ids=lambda c: c.name
-)
+first_of_every_layer = pytest.mark.parametrize("case", FIRST_CASES, ids=lambda c: c.name)
 NETWORKS = (N.ConvConditioner, N.ConvResidualNet, N.MaskedMLP, N.MLP, N.ResidualNet, N.GlowSteps, N.SplitPrior)
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
@@ -64,7 +61,7 @@ def _valid(sample: Tensor, lengths: Tensor) -> Tensor:
     return (torch.arange(sample.shape[-1]) < lengths).expand(sample.shape).flatten()
 
 
-@every_layer_some_slow
+@first_of_every_layer
 def test_gradients_to_second_order(case: Case):
     layer = case.make().double()
     x, given = case.data(torch.float64)
@@ -88,7 +85,7 @@ def test_gradients_to_second_order(case: Case):
         assert torch.autograd.gradgradcheck(function, (start, *values), fast_mode=True)
 
 
-@every_layer_some_slow
+@first_of_every_layer
 def test_compiled_in_one_graph_equals_eager(case: Case):
     torch._dynamo.reset()
     layer = case.make()
@@ -130,6 +127,7 @@ def test_empty_batch(case: Case):
     assert layer.inverse(z.detach(), **inverse_lengths(layer, given))[0].shape == x.shape
 
 
+@pytest.mark.covering
 @every_layer
 @pytest.mark.parametrize("real", [False, True], ids=["fake-layer", "real-layer"])
 def test_shapes_without_values(case: Case, real):

@@ -140,13 +140,24 @@ def test_a_double_flow_on_single_data_says_so(layer, shape):
         layer(torch.randn(shape))
 
 
-@pytest.mark.slow
-def test_one_graph_of_a_convolutional_coupling_serves_every_size():
+CONVOLVED = ((4, 4, 2, 2), (5, 4, 3, 2), (3, 4, 6, 5))
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "shapes"),
+    [
+        ([0], [(batch, 4, 3, 2) for batch in (4, 5, 3)]),
+        pytest.param([0, 2, 3], CONVOLVED, marks=pytest.mark.exhaustive),  # slow to trace
+    ],
+    ids=["batch", "size"],
+)
+def test_one_graph_of_a_convolutional_coupling_serves_every_size(dynamic, shapes):
     torch._dynamo.reset()
     layer = N.AffineCoupling(moved(N.ConvConditioner(2, 4, 4, last_kernel=1)))
-    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
-    for shape in ((4, 4, 2, 2), (5, 4, 3, 2), (3, 4, 6, 5)):
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for shape in shapes:
         x = torch.randn(shape)
+        torch._dynamo.mark_dynamic(x, dynamic)
         for a, b in zip(compiled(x), layer(x)):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 

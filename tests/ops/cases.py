@@ -6,6 +6,7 @@ import itertools
 import random
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -48,6 +49,15 @@ DTYPES = [
     (torch.bfloat16, torch.bfloat16),
     (torch.float16, torch.float32),
 ]
+
+
+all_traced = pytest.mark.parametrize("everything", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=str)
+
+
+def opcheck(op, args, *, traced: bool = True) -> None:
+    """PyTorch's own checks of an op. The slowest traces it with sizes that are not known: by default for some only."""
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
+    torch.library.opcheck(op, args, test_utils=checks if traced else checks[:3])
 
 
 def tensor(batch: int, channels: int, spatial: tuple[int, ...], dtype: torch.dtype, fmt: str) -> Tensor:

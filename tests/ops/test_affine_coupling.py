@@ -4,7 +4,17 @@ import math
 
 import pytest
 import torch
-from cases import IDENTITIES, LAYOUTS, MAPS, ORDERS, CouplingCase, coupling_case, coupling_options
+from cases import (
+    IDENTITIES,
+    LAYOUTS,
+    MAPS,
+    ORDERS,
+    CouplingCase,
+    all_traced,
+    coupling_case,
+    coupling_options,
+    opcheck,
+)
 from functorch.compile import make_boxed_func
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -123,6 +133,7 @@ def test_logdet_is_that_of_the_dense_jacobian(which):
     torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], logdet[0], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("which", range(len(MAPS)))
 @pytest.mark.parametrize("inverse", [False, True])
 def test_gradcheck(which, inverse):
@@ -350,6 +361,7 @@ def laid_out(t, fmt):
     return t
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("extra", ["plain", "gain", "mask"])
 @pytest.mark.parametrize(("shape", "x_format", "params_format", "raw", "identity"), CUTS)
 def test_sizes_on_both_sides_of_what_kernels_are_cut_by(shape, x_format, params_format, raw, identity, extra):
@@ -397,8 +409,9 @@ def test_gradients_that_are_not_given_are_zero(shape):
 # --- PyTorch's machinery --------------------------------------------------------------------------------------------
 
 
+@all_traced
 @pytest.mark.parametrize("gain", [False, True])
-def test_opcheck(gain):
+def test_opcheck(gain, everything):
     form = Form(ScaleMap.glow(), order=Order.shift_first, identity=Identity.first).pack()
     for x, params in [
         (torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)),
@@ -407,11 +420,11 @@ def test_opcheck(gain):
         (torch.randn(0, 4), torch.randn(0, 4)),
     ]:
         g = torch.rand(2) + 0.5 if gain else None
-        torch.library.opcheck(
-            torch.ops.nfkernels._affine_coupling_forward, (x, params, None, None, g, torch.zeros(len(x)), *form)
-        )
+        traced = everything or (x.is_contiguous() and len(x) > 0)
+        args = (x, params, None, None, g, torch.zeros(len(x)), *form)
+        opcheck(torch.ops.nfkernels._affine_coupling_forward, args, traced=traced)
         args = (x, params, torch.randn_like(x), torch.ones(1).expand(len(x)), None, None, g, *form, False)
-        torch.library.opcheck(torch.ops.nfkernels._affine_coupling_backward, args)
+        opcheck(torch.ops.nfkernels._affine_coupling_backward, args, traced=traced)
 
 
 def test_compile_fullgraph_keeps_the_fused_ops():

@@ -24,6 +24,7 @@ def run(x, scale, shift, order, dy, wide=False):
     return [y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.dtype))]
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
 @pytest.mark.parametrize("dtype", list(EPS), ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

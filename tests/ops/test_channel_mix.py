@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from cases import tensor
+from cases import all_traced, opcheck, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +21,7 @@ def run(x, weight, bias, dy, upcast=False):
     return [y.detach(), *torch.autograd.grad(y, inputs, dy.to(y.dtype))]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 7, 12, 13, 24, 48, 67])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_native_matches_reference(channels, dtype):
@@ -107,6 +108,7 @@ def test_many_columns():
 SUBSETS = list(itertools.product([False, True], repeat=3))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("need", SUBSETS)
 @pytest.mark.parametrize("channels", [3, 24, 33, 67])
 def test_raw_backward_makes_what_is_needed(channels, need):
@@ -121,6 +123,7 @@ def orthogonal(channels, dtype):
     return torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64))[0].to(dtype).contiguous()
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("columns", COLUMNS)
 @pytest.mark.parametrize("channels", [1, 3, 12, 24, 31, 32, 48, 64, 67, 130])
 def test_rebuild_makes_the_input_from_the_output(channels, columns):
@@ -136,6 +139,7 @@ def test_rebuild_makes_the_input_from_the_output(channels, columns):
         assert x.stride() == torch.empty_like(y).stride()
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("need", SUBSETS)
 @pytest.mark.parametrize("channels", [5, 33, 67])
 def test_rebuild_and_what_is_needed(channels, need):
@@ -145,6 +149,7 @@ def test_rebuild_and_what_is_needed(channels, need):
         against_reference("backward", y, weight, dy, weight.t().contiguous(), None, *need)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("channels", [5, 24, 33, 67])
 def test_what_is_not_finite_stays_in_its_column(channels, value):
@@ -265,17 +270,19 @@ def test_autocast_keeps_float32():
         assert (back - x).abs().max() < 1e-5
 
 
+@all_traced
 @pytest.mark.parametrize("need", [(True, True, True), (True, False, True), (False, True, False)])
-def test_opcheck(need):
+def test_opcheck(need, everything):
     for x in (
         torch.randn(2, 4, 3, 3),
         torch.randn(2, 4, 3, 3).contiguous(memory_format=torch.channels_last),
         torch.randn(3, 4),
     ):
         weight = torch.randn(4, 4)
-        torch.library.opcheck(torch.ops.nfkernels._channel_mix_forward, (x, weight, torch.randn(4)))
+        traced = everything or x.is_contiguous()
+        opcheck(torch.ops.nfkernels._channel_mix_forward, (x, weight, torch.randn(4)), traced=traced)
         args = (x, weight, torch.randn_like(x), None, None, *need)
-        torch.library.opcheck(torch.ops.nfkernels._channel_mix_backward, args)
+        opcheck(torch.ops.nfkernels._channel_mix_backward, args, traced=traced)
 
 
 def test_compile_fullgraph_equals_eager():

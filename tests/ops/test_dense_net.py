@@ -75,6 +75,7 @@ def written_out(x, weights, residual, activation, shares, share):
     return F.linear(h, *weights[-2:])
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize(("residual", "share"), KINDS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)

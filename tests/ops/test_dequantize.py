@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from cases import all_traced, opcheck
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -49,6 +50,7 @@ def run(x, out, *, upcast=False, logdet=None, **options):
     return [y.detach(), total.detach(), grad]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("alpha", [None, 0.05, 1e-6])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_native_matches_reference(layout, alpha):
@@ -153,6 +155,7 @@ def test_logdet_is_that_of_the_jacobian(alpha, backend):
         torch.testing.assert_close(torch.linalg.slogdet(block)[1] + 6 * math.log(17), logdet[b], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("alpha", [None, 0.05, 0.3])
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_gradcheck(alpha, backend):
@@ -247,19 +250,22 @@ def test_any_shape_and_stride(data):
 # --- PyTorch's machinery --------------------------------------------------------------------------------------------
 
 
+@all_traced
 @pytest.mark.parametrize("alpha", [-1.0, 0.05])
-def test_opcheck(alpha):
-    for x, code in itertools.product(
+def test_opcheck(alpha, everything):
+    for i, (x, code) in enumerate(itertools.product(
         [images((2, 4, 3, 3)), images((2, 4, 3, 3), "channels_last"), images((2, 4, 3, 3), "sliced"), images((0, 4))],
         range(4),
-    ):
+    )):  # fmt: skip
         compute = torch.float64 if code == 1 else torch.float32
         logdet = torch.zeros(len(x), dtype=compute)
-        torch.library.opcheck(torch.ops.nfkernels._dequantize_forward, (x, KEY, logdet, 256.0, alpha, code))
+        args = (x, KEY, logdet, 256.0, alpha, code)
+        opcheck(torch.ops.nfkernels._dequantize_forward, args, traced=everything or i % 5 == 0)
         y = torch.randn(x.shape).to(FLOATS[code])
         dlogdet = torch.ones(1, dtype=reference.arithmetic(y.dtype)).expand(len(x))
-        torch.library.opcheck(torch.ops.nfkernels._dequantize_backward, (y, torch.ones_like(y), dlogdet, 256.0, alpha))
-    torch.library.opcheck(torch.ops.nfkernels._dequantize_forward, (torch.ones(2, 3), KEY, None, 256.0, alpha, 0))
+        args = (y, torch.ones_like(y), dlogdet, 256.0, alpha)
+        opcheck(torch.ops.nfkernels._dequantize_backward, args, traced=everything or i % 5 == 0)
+    opcheck(torch.ops.nfkernels._dequantize_forward, (torch.ones(2, 3), KEY, None, 256.0, alpha, 0))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from cases import DTYPES as COMMON_DTYPES
-from cases import LAYOUTS, tensor
+from cases import LAYOUTS, all_traced, opcheck, tensor
 from functorch.compile import make_boxed_func
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,6 +65,7 @@ def test_native_matches_reference(shape):
         compare(case(shape, formats, dtypes, learned=False, running=i % 2 == 1))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(6, 5), (6, 32), (2, 16, 4, 4), (2, 3, 7, 5)], ids=str)
 def test_layouts(layout, shape):
@@ -243,7 +244,8 @@ def test_any_shape_and_stride(data):
 # --- PyTorch's machinery --------------------------------------------------------------------------------------------
 
 
-def test_opcheck():
+@all_traced
+def test_opcheck(everything):
     for x, params in [
         (torch.randn(2, 4, 3, 3), None),
         (torch.randn(2, 4, 3, 3), torch.randn(2, 8, 3, 3)),
@@ -252,10 +254,11 @@ def test_opcheck():
         (torch.randn(0, 4), torch.randn(0, 8)),
     ]:
         running = torch.zeros(len(x))
-        torch.library.opcheck(torch.ops.nfkernels._gaussian_log_density_forward, (x, params, running, 2))
+        traced = everything or (x.is_contiguous() and len(x) > 0)
+        opcheck(torch.ops.nfkernels._gaussian_log_density_forward, (x, params, running, 2), traced=traced)
         for need_dx, need_dparams in [(True, params is not None), (True, False), (False, params is not None)]:
             args = (x, params, torch.ones(1).expand(len(x)), 1, need_dx, need_dparams)
-            torch.library.opcheck(torch.ops.nfkernels._gaussian_log_density_backward, args)
+            opcheck(torch.ops.nfkernels._gaussian_log_density_backward, args, traced=traced)
 
 
 def test_compile_fullgraph_keeps_the_fused_ops():
@@ -320,6 +323,7 @@ def test_autocast_leaves_data_alone():
         torch.testing.assert_close(inside, outside)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("shape", [(4, 6), (4, 2, 20), (4, 3, 40, 40)], ids=str)
 def test_non_finite_values_come_through(shape, backend):

@@ -155,7 +155,7 @@ def test_fake_tensors_on_a_device_that_is_not_here():
 
 @pytest.mark.slow
 def test_import_is_quick():
-    """A small part of what torch's own import takes, best of three on a machine that may be busy."""
+    """A small part of what torch's own import takes; up to three tries on a machine that may be busy."""
     code = """
         import time
         start = time.perf_counter()
@@ -164,8 +164,10 @@ def test_import_is_quick():
         import nfkernels.models
         print((time.perf_counter() - middle) / (middle - start))
     """
-    best = min(float(python(code).stdout) for _ in range(3))
-    assert best < 0.3, f"{best:.2f} of torch's"
+    shares = []
+    while len(shares) < 3 and min(shares, default=1) >= 0.3:
+        shares.append(float(python(code).stdout))
+    assert min(shares) < 0.3, f"{shares} of torch's"
 
 
 def test_import_brings_nothing_heavy():

@@ -136,6 +136,7 @@ def test_up_to_the_largest_on_a_gpu():
         against_reference("backward", *given, inverse, None, torch.randn_like(inverse), None, 0, 0.0)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("need", list(itertools.product([False, True], repeat=3)))
 @pytest.mark.parametrize("channels", [3, 33, 70])
 def test_any_of_the_gradients_may_be_missing(channels, need):

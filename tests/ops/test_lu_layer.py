@@ -75,6 +75,7 @@ def test_it_is_its_matrix(backend, inverse):
             torch.testing.assert_close(lu_layer(x, **values, **options), (y, logdet))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("width", [1, 2, 5, 10, 16, 31, 64, 96, 128])
 def test_native_matches_the_reference(width, inverse):

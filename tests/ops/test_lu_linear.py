@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from cases import tensor
+from cases import all_traced, opcheck, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -97,6 +97,7 @@ def test_it_is_the_matrix_of_its_factors():
             torch.testing.assert_close(y, torch.einsum("oc,bcp->bop", dense, x))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_every_width(width, inverse):
@@ -123,6 +124,7 @@ def test_dtypes_and_layouts(dtype, inverse):
         against_reference(x, values, {**options, "inverse": inverse}, dy)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("width", [8, 16, 48, 96, 112, 128])
 def test_tables_of_many_rows(width, inverse):
@@ -138,6 +140,7 @@ def test_tables_of_many_rows(width, inverse):
         against_reference(x, values, {"inverse": inverse}, torch.ones(()).expand(x.shape))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("need", list(itertools.product([False, True], repeat=3)))
 def test_what_is_needed_of_a_table(need, inverse):
@@ -191,6 +194,7 @@ def conditioned(width, cond, seed):
     return bound, values, {"sign": s.sign().float(), "permutation": p.argmax(-1)}
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("cond", [1, 10, 100, 1e3, 1e4])
 @pytest.mark.parametrize("width", [2, 8, 33, 64, 100, 128, 160])
 def test_float32_round_trips(width, cond):
@@ -206,6 +210,7 @@ def test_float32_round_trips(width, cond):
             assert (again - y).norm() < bound * y.norm()
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("needed", [n for n in itertools.product([False, True], repeat=5) if any(n)])
 def test_only_the_needed_gradients_are_made(needed, inverse):
@@ -227,6 +232,7 @@ def raw(backend, direction, *args):
     return [out] if direction == "forward" else list(out)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("need", list(itertools.product([False, True], repeat=3)))
 @pytest.mark.parametrize("width", [3, 24, 33, 67])
@@ -266,6 +272,7 @@ def test_nothing_in_an_empty_batch(inverse):
         assert all(torch.equal(g, torch.zeros_like(g)) for g in got[2:])
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("shape", [(64, 12, 16, 16), (700, 40), (4200, 32), (5, 6, 7, 7)])
 def test_same_bits_for_any_number_of_threads(shape, inverse):
@@ -281,6 +288,7 @@ def test_same_bits_for_any_number_of_threads(shape, inverse):
         assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(outcomes[0], other, strict=True))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize("width", [5, 33, 67])
@@ -354,9 +362,11 @@ def test_factors_of_another_type_are_cast():
         assert all(g.dtype == torch.bfloat16 and g.isfinite().all() for g in grads)
 
 
+@pytest.mark.covering
+@all_traced
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("need", [(True, True, True), (True, False, True), (False, True, False)])
-def test_opcheck(need, inverse):
+def test_opcheck(need, inverse, everything):
     values, options = factors(4)
     args = [*(values[k].nan_to_num() for k in NAMES[:3]), options["sign"], options["permutation"]]
     for x in (
@@ -365,11 +375,13 @@ def test_opcheck(need, inverse):
         torch.randn(3, 4),
     ):
         forward = (x, *args, values["bias"], 0, 0.0, inverse)
-        torch.library.opcheck(torch.ops.nfkernels._lu_linear_forward, forward)
+        traced = everything or (x.is_contiguous() and inverse == need[0])
+        opcheck(torch.ops.nfkernels._lu_linear_forward, forward, traced=traced)
         backward = (torch.randn_like(x), x, *args, 0, 0.0, inverse, *need)
-        torch.library.opcheck(torch.ops.nfkernels._lu_linear_backward, backward)
+        opcheck(torch.ops.nfkernels._lu_linear_backward, backward, traced=traced)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("shape", [(2, 4, 5), (30, 4), (3, 40), (200, 140)])
 def test_compile_fullgraph_equals_eager(shape, inverse):

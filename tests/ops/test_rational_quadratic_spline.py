@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from cases import DTYPES, tensor
+from cases import DTYPES, all_traced, opcheck, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -100,6 +100,7 @@ def check(got, plain, exact):
 # --- against the reference --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("name", SPLINES)
 def test_every_form_at_every_shape(name, inverse):
@@ -114,6 +115,7 @@ def test_every_form_at_every_shape(name, inverse):
             check(*three(spline, x, params, *cotangents(x, i % 2 == 0), **options))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("bins", [2, 3, 4, 5, 7, 8, 10, 16, 17, 32, 47, 64])
 def test_float32_is_as_accurate_as_plain_pytorch(bins, inverse):
@@ -124,6 +126,7 @@ def test_float32_is_as_accurate_as_plain_pytorch(bins, inverse):
         check(*three(spline, x, params, *cotangents(x, True), inverse=inverse, elementwise=True))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize(("data", "raw"), DTYPES)
 def test_dtypes_and_mixed_layouts(data, raw, inverse):
@@ -375,13 +378,12 @@ def test_hard_inputs(name):
         check_hard(SPLINES[name], 4096, seed)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("millions", [1, pytest.param(9, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("name", HARD)
-def test_nine_million_hard_inputs(name):
-    chunk, share = (
-        (4096, 4) if name == "most bins" else (65536, 1)
-    )  # 64 bins: a quarter of the elements, twice the work
-    for seed in range(10_000_000 // len(HARD) // share // chunk + 1):
+def test_millions_of_hard_inputs(name, millions):
+    # 64 bins: a quarter of the elements, twice the work.
+    chunk, share = (4096, 4) if name == "most bins" else (65536, 1)
+    for seed in range(millions * 1_000_000 // len(HARD) // share // chunk + 1):
         check_hard(SPLINES[name], chunk, 100 + seed)
 
 
@@ -422,6 +424,7 @@ def test_infinite_inputs_go_where_the_tails_go():
 # --- autograd and what goes with it -----------------------------------------------------------------------------------
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("name", ["linear", "zuko", "zuko circular", "circular", "unit", "to another interval"])
 def test_first_and_second_derivatives(name, inverse):
@@ -435,11 +438,12 @@ def test_first_and_second_derivatives(name, inverse):
 
     inputs = x.requires_grad_(), params.requires_grad_()
     assert torch.autograd.gradcheck(call, inputs, atol=1e-4)
-    assert torch.autograd.gradgradcheck(call, inputs, atol=1e-4)
+    assert torch.autograd.gradgradcheck(call, inputs, atol=1e-4, fast_mode=True)
 
 
+@all_traced
 @pytest.mark.parametrize("inverse", [False, True])
-def test_opcheck(inverse):
+def test_opcheck(inverse, everything):
     torch.manual_seed(11)
     for fmt, elementwise in itertools.product(("contiguous", "channels_last"), (False, True)):
         x, params = drawn(Spline(), (2, 3, 3, 2), torch.float32, fmt=fmt, channels=2)
@@ -447,11 +451,13 @@ def test_opcheck(inverse):
         form = Form.pack(Spline(), inverse, elementwise)
         running = None if elementwise else torch.zeros(2)
         ops = torch.ops.nfkernels
-        torch.library.opcheck(ops._rational_quadratic_spline_forward, (x, params, channel_map, mask, running, *form))
+        traced = everything or (fmt == "contiguous" and elementwise == inverse)
+        args = (x, params, channel_map, mask, running, *form)
+        opcheck(ops._rational_quadratic_spline_forward, args, traced=traced)
         dl = torch.randn(x.shape if elementwise else 2)
         for need in ((True, True), (True, False), (False, True)):
             args = (x, params, torch.randn_like(x), dl, channel_map, mask, *form, *need)
-            torch.library.opcheck(ops._rational_quadratic_spline_backward, args)
+            opcheck(ops._rational_quadratic_spline_backward, args, traced=traced)
 
 
 def test_elementwise_logs_of_narrow_data_keep_its_layout():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Process
 from ranks import CASES, run
 from test_checkpoint import assert_same_run
 from tiny import stripes
@@ -36,15 +37,14 @@ def environment(**said):
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | said
 
 
-def start(*command, world=2, cwd=None):
+def start(*command, world=2, cwd=None, store=None, restarts=0):
     """One process per rank, in the environment that torchrun gives them; the store is kept here, as torchrun does."""
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = store or torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     parts = []
     for rank in range(world):
         said = dict(zip(VARIABLES, map(str, (rank, world, rank, "127.0.0.1", store.port)), strict=True))
-        said["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        parts.append(subprocess.Popen([sys.executable, *command], env=environment(**said), cwd=cwd, **pipes))
+        said |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": str(restarts)}
+        parts.append(Process([*command], env=environment(**said), cwd=cwd))
         parts[-1].store = store
     return parts
 
@@ -136,7 +136,7 @@ def test_the_command_speaks_once_and_names_the_run_once(tmp_path):
     ("options", "sentence"),
     [
         (("--batch-size", "33"), "2 ranks"),
-        (("--steps", "x"), "--steps"),
+        pytest.param(("--steps", "x"), "--steps", marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_mistake_is_told_once(tmp_path, options, sentence):
@@ -189,30 +189,48 @@ def test_what_happens_to_one_happens_to_all(tmp_path, way):
     assert read_facts(tmp_path / "run" / "checkpoint.safetensors")["step"] == 0
 
 
+KILLED_LATER = BROKEN.replace("self.at == 7", "RESTARTED == '0' and self.at == 17")
+KILLED_OPTIONS = ["train", "--steps", "25", *TINY, "--dropout", "0"]
+
+
+def check_what_was_started_again(out):
+    """Nobody gave the run a name: those who came later knew it; and it ends as a run that nothing happened to."""
+    assert os.listdir("runs") == ["digits-1"]
+    assert out.count("run    runs/digits-1") == 2
+    assert main([*KILLED_OPTIONS, "--out", "whole", "--quiet"]) == 0
+    one, other = (RunFolder(path).history() for path in ("whole", "runs/digits-1"))
+    assert [entry["step"] for entry in one] == [entry["step"] for entry in other]
+    for entry, again in zip(one, other, strict=True):
+        assert again == pytest.approx(entry, rel=1e-4)
+
+
 @pytest.mark.slow
-def test_torchrun_starts_a_killed_worker_again_and_the_run_ends_as_it_would_have(tmp_path, monkeypatch, capsys):
+def test_a_killed_run_that_is_started_again_ends_as_it_would_have(tmp_path, monkeypatch):
+    """By the environment that torchrun gives to what it starts, once and again."""
     monkeypatch.chdir(tmp_path)
-    options = ["train", "--steps", "25", *TINY, "--dropout", "0"]
-    (tmp_path / "broken.py").write_text(BROKEN.replace("self.at == 7", "RESTARTED == '0' and self.at == 17"))
+    (tmp_path / "broken.py").write_text(KILLED_LATER)
+    first = start("broken.py", "kill", *KILLED_OPTIONS)
+    told = ended(first)
+    assert [status for status, _, _ in told] == [1, -signal.SIGKILL], told
+    again = ended(start("broken.py", "kill", *KILLED_OPTIONS, store=first[0].store, restarts=1))
+    assert [status for status, _, _ in again] == [0, 0], again
+    check_what_was_started_again("".join(out for _, out, _ in told + again))
+
+
+@pytest.mark.exhaustive
+def test_torchrun_starts_a_killed_worker_again_and_the_run_ends_as_it_would_have(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.py").write_text(KILLED_LATER)
     command = ["-m", "torch.distributed.run", "--max-restarts=2", "--nproc-per-node=2", f"--master-port={free_port()}"]
     told = subprocess.run(
-        [sys.executable, *command, "broken.py", "kill", *options],
+        [sys.executable, *command, "broken.py", "kill", *KILLED_OPTIONS],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert told.returncode == 0, told.stderr[-3000:]
-    # Nobody gave the run a name: those who came later knew it.
-    assert os.listdir(tmp_path / "runs") == ["digits-1"]
-    assert told.stdout.count("run    runs/digits-1") == 2
-
-    assert main([*options, "--out", "whole", "--quiet"]) == 0
-    capsys.readouterr()
-    one, other = (RunFolder(path).history() for path in ("whole", "runs/digits-1"))
-    assert [entry["step"] for entry in one] == [entry["step"] for entry in other]
-    for entry, again in zip(one, other, strict=True):
-        assert again == pytest.approx(entry, rel=1e-4)
+    check_what_was_started_again(told.stdout)
 
 
 # --- one process ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("way", ["places", pytest.param("moments", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("way", ["places", pytest.param("moments", marks=pytest.mark.exhaustive)])
 def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(tmp_path, way):
     straight = {**QUICK, "steps": 40, "patience": 100, "run": tmp_path / "straight"}
     fit(glow(), stripes(40), validation=stripes(10, seed=1), **straight)

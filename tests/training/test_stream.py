@@ -4,13 +4,13 @@ import io
 import json
 import multiprocessing
 import os
-import subprocess
 import sys
 import tarfile
 
 import pytest
 import tiny
 import torch
+from forked import Process
 
 np = pytest.importorskip("numpy")
 Image = pytest.importorskip("PIL.Image")
@@ -504,10 +504,7 @@ listing.os.scandir = slow
 print(len(load_images(sys.argv[1], stream=True)))
 """
     environment = {**os.environ, "WORLD_SIZE": "2"}
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", program, folder], env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    ranks = [Process(["-c", program, str(folder)], env=environment) for _ in range(2)]
     lines = sorted(rank.communicate(timeout=120)[0] for rank in ranks)
     assert lines == ["22\n", "scanned\n" * 3 + "22\n"]
 

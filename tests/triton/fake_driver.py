@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import sass
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -132,15 +133,13 @@ def amd_scratch(binary: Binary) -> dict[str, int]:
     return counts
 
 
-def disassembly(binary: Binary) -> str:
-    return _tool("cuobjdump", binary, "-sass")
+def disassembly(target: str, binaries: list[Binary]) -> list[str]:
+    """The machine code of NVIDIA kernels as text; one call for many takes hardly longer than for one."""
+    codes = [code for binary in binaries for code in sass.code_of(binary.code).values()]
+    assert len(codes) == len(binaries)
+    return sass.disassembled(codes, target)
 
 
-def global_accesses(sass: str) -> dict[str, int]:
-    """How many loads and stores of global memory there are of each width in bits."""
-    counts: dict[str, int] = {}
-    for kind, modifiers in re.findall(r"\b(LDGSTS|LDG|STG)((?:\.[A-Z0-9_]+)*)", sass):
-        width = re.search(r"\.(128|64|U?S?16|U?S?8)\b", modifiers)
-        bits = width.group(1).lstrip("US") if width else "32"
-        counts[f"{kind}.{bits}"] = counts.get(f"{kind}.{bits}", 0) + 1
-    return counts
+def accesses(target: str, binaries: list[Binary]) -> list[dict[str, int]]:
+    """The loads and stores of global memory of every kernel, by width."""
+    return [sass.global_accesses(text) for text in disassembly(target, binaries)]

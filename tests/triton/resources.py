@@ -11,6 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import fake_driver
 import pytest
 import test_ahead_of_time as launch
@@ -57,13 +58,12 @@ def cases(target: str):
 def table() -> str:
     rows: dict[tuple[str, str], list[str]] = {}
     for column, target in enumerate(TARGETS):
-        for case, binaries in cases(target):
-            for binary in {b.name: b for b in binaries}.values():
-                stack, registers = fake_driver.resources(binary)
-                accesses = fake_driver.global_accesses(fake_driver.disassembly(binary))
-                wide = sum(n for kind, n in accesses.items() if kind.endswith(".128"))
-                cells = rows.setdefault((case, binary.name), [" " * 24] * len(TARGETS))
-                cells[column] = f"{registers:>4} {binary.shared:>7} {stack:>5} {wide:>5}"
+        kernels = {(case, b.name): b for case, binaries in cases(target) for b in binaries}
+        for (key, binary), accesses in zip(kernels.items(), fake_driver.accesses(target, [*kernels.values()])):
+            stack, registers = fake_driver.resources(binary)
+            wide = sum(n for kind, n in accesses.items() if kind.endswith(".128"))
+            cells = rows.setdefault(key, [" " * 24] * len(TARGETS))
+            cells[column] = f"{registers:>4} {binary.shared:>7} {stack:>5} {wide:>5}"
     names = {key: f"{key[0]}: {key[1]}" for key in rows}
     width = max(map(len, names.values()))
     return "\n".join(

@@ -42,7 +42,16 @@ from nfkernels.triton import (
 
 NVIDIA = [t for t in TARGETS if t.startswith("sm_")]
 # The newest two take as long again and differ in little: when asked for.
-TO_COMPILE = [pytest.param(t, marks=pytest.mark.exhaustive) if t in ("sm_100", "sm_120") else t for t in TARGETS]
+ASKED_FOR = ("sm_100", "sm_120")
+
+
+def on_targets(*size):
+    """Every target, with a size of the kernel where one is given."""
+    marks = {t: [pytest.mark.exhaustive] if t in ASKED_FOR else [] for t in TARGETS}
+    return [pytest.param(t, *size, marks=marks[t]) for t in TARGETS]
+
+
+TO_COMPILE = on_targets()
 GENERATION = {"sm_80": 8, "sm_90": 9, "sm_100": 10, "sm_120": 12, "gfx942": 0}
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 
@@ -102,10 +111,10 @@ def coupling(target, shape, *, m="glow", count=None, layout="shift_scale", order
     )
 
 
-def wide(binaries, name):
-    """Loads and stores by width, of the kernel called ``name``."""
-    binary = next(b for b in binaries if b.name == name)
-    return fake_driver.global_accesses(fake_driver.disassembly(binary))
+def wide(binaries, *names, target="sm_90"):
+    """Loads and stores by width, of the kernels of these names (of all), each the first of its name."""
+    chosen = {b.name: b for b in reversed(binaries)}
+    return fake_driver.accesses(target, [chosen[name] for name in names] if names else binaries)
 
 
 # --- the affine coupling ---------------------------------------------------------------------------------------------
@@ -142,8 +151,7 @@ ALIGNED = {
 def test_wide_memory_accesses(name):
     """16-byte loads and stores alone, but for one log-determinant out and its gradient in."""
     binaries = coupling("sm_90", **ALIGNED[name])
-    for kernel, loads, stores in (("forward_kernel", 0, 1), ("backward_kernel", 2, 0)):
-        counts = wide(binaries, kernel)
+    for counts, loads, stores in zip(wide(binaries, "forward_kernel", "backward_kernel"), (0, 2), (1, 0)):
         narrow = {k: n for k, n in counts.items() if not k.endswith(".128")}
         assert counts["LDG.128"] > 0, counts
         assert counts["STG.128"] > 0, counts
@@ -154,8 +162,7 @@ def test_wide_memory_accesses(name):
 def test_mixed_layouts_still_move_the_data_wide():
     """bf16 channels-last params with contiguous fp32 data: x, y, dy and dx go by 16 bytes."""
     binaries = coupling("sm_90", (8, 32, 16, 32), count=16, identity="first", params_dtype=BF16, last=(False, True))
-    for kernel in ("forward_kernel", "backward_kernel"):
-        counts = wide(binaries, kernel)
+    for counts in wide(binaries, "forward_kernel", "backward_kernel"):
         assert counts["LDG.128"] > 0, counts
         assert counts["STG.128"] > 0, counts
         assert counts.get("STG.32", 0) <= 1, counts
@@ -215,14 +222,12 @@ def mix(target, monkeypatch, shape, *, dtype=F32, last=False):
     return binaries + compiled(target, lambda: channel_mix.backward(x, weight, x, None, None, True, True, True))
 
 
-@pytest.mark.parametrize(
-    ("target", "channels"), [*((t, 48) for t in TARGETS), ("sm_90", 12), ("sm_90", 24), ("sm_90", 200)]
-)
+@pytest.mark.parametrize(("target", "channels"), [*on_targets(48), ("sm_90", 12), ("sm_90", 24), ("sm_90", 200)])
 def test_channel_mix(target, channels, monkeypatch):
     """No spills, shared memory within the limit everywhere, 16-byte loads and stores."""
-    for binary in mix(target, monkeypatch, (4, channels, 16, 16)):
-        if target in NVIDIA and not (channels == 200 and binary.name == "backward_kernel"):  # that one writes dW alone
-            counts = fake_driver.global_accesses(fake_driver.disassembly(binary))
+    binaries = mix(target, monkeypatch, (4, channels, 16, 16))
+    for binary, counts in zip(binaries, wide(binaries, target=target) if target in NVIDIA else ()):
+        if not (channels == 200 and binary.name == "backward_kernel"):  # that one writes dW alone
             assert counts.get("LDG.128", 0) + counts.get("LDGSTS.128", 0) > 0, counts
             assert counts["STG.128"] > 0, counts
 
@@ -280,7 +285,7 @@ DENSITIES = {
 def test_gaussian_log_density_moves_16_bytes_at_a_time(name, learned):
     """But for what there is one of for each sample: the totals in and out, and the gradient."""
     binaries = density("sm_90", **DENSITIES[name], learned=learned)
-    forward, backward = wide(binaries, "forward_kernel"), wide(binaries, "backward_kernel")
+    forward, backward = wide(binaries, "forward_kernel", "backward_kernel")
     for counts, wide_stores, loads, stores in ((forward, 0, 2, 1), (backward, 1, 2, 0)):
         assert counts["LDG.128"] > 0, counts
         assert counts.get("STG.128", 0) >= wide_stores, counts
@@ -327,7 +332,7 @@ def test_dequantize_moves_memory_wide(shape):
     """Eight bytes of images at once (a thread's elements), 16 of everything floating."""
     for alpha in (-1.0, 0.05):
         binaries = dequantized("sm_90", shape, dtype=torch.uint8, alpha=alpha)
-        forward, backward = (wide(binaries, f"{way}_kernel") for way in ("forward", "backward"))
+        forward, backward = wide(binaries, "forward_kernel", "backward_kernel")
         assert forward.get("LDG.8", 0) == 0, forward  # the two LDG.64 more are the key
         assert forward["LDG.64"] == 3, forward
         assert forward["STG.128"] > 0, forward
@@ -335,8 +340,8 @@ def test_dequantize_moves_memory_wide(shape):
         assert backward["LDG.128"] > 0, backward
         assert backward["STG.128"] > 0, backward
         assert backward.get("STG.32", 0) == 0, backward
-    binary = compiled("sm_90", lambda: philox_uniform.forward(torch.zeros(shape), KEY))[0]
-    assert fake_driver.global_accesses(fake_driver.disassembly(binary)).keys() == {"LDG.64", "STG.128"}
+    (counts,) = wide(compiled("sm_90", lambda: philox_uniform.forward(torch.zeros(shape), KEY)))
+    assert counts.keys() == {"LDG.64", "STG.128"}
 
 
 # --- the coupling mix ------------------------------------------------------------------------------------------------
@@ -364,15 +369,13 @@ def coupled_mix(target, monkeypatch, shape, *, m="glow", order="scale_first", id
     return binaries + compiled(target, lambda: coupling_mix.backward(*args, True, True, everything))
 
 
-@pytest.mark.parametrize(
-    ("target", "channels"), [*((t, 48) for t in TARGETS), *(("sm_90", c) for c in (4, 12, 24, 32, 64))]
-)
+@pytest.mark.parametrize(("target", "channels"), [*on_targets(48), *(("sm_90", c) for c in (4, 12, 24, 32, 64))])
 def test_coupling_mix(target, channels, monkeypatch):
     """Whether little or everything is asked for: no spills, and 16-byte loads and stores in wide tiles."""
     moved_wide = ["forward_kernel"] * (channels <= 8) + ["forward_kernel", "backward_kernel"] * (channels > 16)
-    for binary in coupled_mix(target, monkeypatch, (4, channels, 16, 16)):
-        if target in NVIDIA and binary.name in moved_wide:
-            counts = fake_driver.global_accesses(fake_driver.disassembly(binary))
+    binaries = [b for b in coupled_mix(target, monkeypatch, (4, channels, 16, 16)) if b.name in moved_wide]
+    if target in NVIDIA and binaries:
+        for counts in wide(binaries, target=target):
             assert counts["LDG.128"] > 0, counts
             assert counts["STG.128"] > 0, counts
     coupled_mix(
@@ -414,14 +417,16 @@ def convolved(target, shape, *, size=3, raster=False, dtype=F32, last=False):
 @pytest.mark.parametrize("target", TO_COMPILE)
 def test_autoregressive_conv(target):
     """The inverse waits once to a wavefront, and reads nothing through the cache that writes do not reach."""
-    for raster, dtype, shape in (
-        (False, F32, (8, 12, 32, 32)),
-        (True, BF16, (3, 48, 7, 9)),
-        (True, F64, (2, 5, 1, 40)),
-    ):
-        _, solve = convolved(target, shape, raster=raster, dtype=dtype, last=raster)
-        if target in NVIDIA:
-            code = fake_driver.disassembly(solve)
+    solves = [
+        convolved(target, shape, raster=raster, dtype=dtype, last=raster)[1]
+        for raster, dtype, shape in (
+            (False, F32, (8, 12, 32, 32)),
+            (True, BF16, (3, 48, 7, 9)),
+            (True, F64, (2, 5, 1, 40)),
+        )
+    ]
+    if target in NVIDIA:
+        for code in fake_driver.disassembly(target, solves):
             assert "BAR.SYNC" in code
             assert "LDG.E.CONSTANT" not in code
             assert ".NC" not in code
@@ -449,14 +454,16 @@ def undone(target, batch, features, widths, *, m="exp", activation=0, dtype=F32,
 @pytest.mark.parametrize("target", TO_COMPILE)
 def test_autoregressive_inverse(target):
     """It waits after every layer, and reads nothing through the cache that writes do not reach."""
+    binaries = []
     for batch, features, widths, options in (
         (512, 20, (64, 64), {}),
         (3, 2, (128, 128, 128), {"m": "nflows", "activation": 4, "dtype": F64, "everything": True}),
         (65536, 6, (64,), {"m": "glow", "activation": 2}),
     ):
-        (binary,) = undone(target, batch, features, widths, **options)
-        if target in NVIDIA:
-            code = fake_driver.disassembly(binary)
+        binaries += undone(target, batch, features, widths, **options)
+    assert len(binaries) == 3
+    if target in NVIDIA:
+        for code in fake_driver.disassembly(target, binaries):
             assert "BAR.SYNC" in code
             assert "LDG.E.CONSTANT" not in code
             assert ".NC" not in code
@@ -511,16 +518,13 @@ def lu(target, monkeypatch, shape, *, inverse=False, dtype=F32, last=False, perm
     )
 
 
-@pytest.mark.parametrize(
-    ("target", "width"), [*((t, 64) for t in TARGETS), *(("sm_90", c) for c in (1, 12, 24, 48, 128))]
-)
+@pytest.mark.parametrize(("target", "width"), [*on_targets(64), *(("sm_90", c) for c in (1, 12, 24, 48, 128))])
 def test_lu_linear(target, width, monkeypatch):
-    for inverse in (False, True):
-        for binary in lu(target, monkeypatch, (4, width, 16, 16), inverse=inverse):
-            if binary.name == "sweep_kernel" and target in NVIDIA and width >= 12:
-                counts = fake_driver.global_accesses(fake_driver.disassembly(binary))
-                assert counts["LDG.128"] > 0, counts
-                assert counts["STG.128"] > 0, counts
+    both = [b for inverse in (False, True) for b in lu(target, monkeypatch, (4, width, 16, 16), inverse=inverse)]
+    if target in NVIDIA and width >= 12:
+        for counts in wide([b for b in both if b.name == "sweep_kernel"], target=target):
+            assert counts["LDG.128"] > 0, counts
+            assert counts["STG.128"] > 0, counts
     lu(target, monkeypatch, (300, width), permuted=False)
 
 
@@ -582,8 +586,7 @@ SPLINED = {
 def test_rational_quadratic_spline_moves_memory_wide(name):
     """But for the chosen slopes, which lie anywhere, and one log-determinant out and its gradient in."""
     binaries = splined("sm_90", **SPLINED[name])
-    for kernel, stores in (("forward_kernel", 1), ("backward_kernel", 0)):
-        counts = wide(binaries, kernel)
+    for counts, stores in zip(wide(binaries, "forward_kernel", "backward_kernel"), (1, 0)):
         narrow = {k: n for k, n in counts.items() if not k.endswith(".128")}
         assert counts["LDG.128"] > 0, counts
         assert counts["STG.128"] > 0, counts

@@ -1,4 +1,4 @@
-"""Runs the checks in ``interpreted/`` under Triton's interpreter, each file in a process of its own.
+"""Runs the checks in ``interpreted/`` under Triton's interpreter, in processes of its own.
 
 ``TRITON_INTERPRET=1`` has to be set before Triton is imported, and its patches would leak into later compiles.
 """
@@ -17,27 +17,25 @@ pytest.importorskip("triton.language", reason="Triton is not installed")
 HERE = Path(__file__).parent / "interpreted"
 
 
-CHECKS = [
-    "check_affine_coupling",
-    "check_autoregressive_conv",
-    "check_autoregressive_inverse",
-    "check_channel_mix",
-    "check_coupling_mix",
-    "check_dequantize",
-    "check_gaussian_log_density",
-    "check_lu_compose",
-    "check_lu_linear",
-    "check_rational_quadratic_spline",
-    "check_scale_map",
-]
+CHECKS = sorted(HERE.glob("check_*.py"))
 
 
-@pytest.mark.parametrize("name", CHECKS)
-def test_interpreted(name):
-    options = ["-q", "-x", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-W", "ignore", "-m", "pytest", *options, str(HERE / f"{name}.py")]
+def checked(files, *options):
+    command = [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     environment.pop("PYTEST_ADDOPTS", None)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run([*command, *map(str, files)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_interpreted(part):
+    """A few files to a process: one takes as long to start as many a file's checks."""
+    checked(CHECKS[part::4])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("path", CHECKS, ids=lambda path: path.stem)
+def test_all_of_interpreted(path):
+    checked([path], "-m", "")

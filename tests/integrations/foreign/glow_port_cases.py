@@ -44,7 +44,7 @@ CASES = [
     _pair("FInCFlow.ActNorm", lambda: g.FiActNorm(4), _images()),
     _pair("rosinality.InvConv2d", lambda: g.RoInvConv2d(4), _images()),
     _pair("rosinality.InvConv2dLU", lambda: g.RoInvConv2dLU(5), _images(5)),
-    Case("chrischute.InvConv", lambda: g.ChInvConv(4), _with_total()),  # its way back is float32's only
+    Case("chrischute.InvConv", lambda: g.ChInvConv(4), _with_total(), skip={"float64": "its way back is float32's"}),
     _running("y0ast.InvertibleConv1x1 (LU)", lambda: g.Y0InvertibleConv1x1(5, True), _with_total(5)),
     _pair("FInCFlow.Conv1x1Householder", lambda: g.FiConv1x1Householder(4, 3), _images()),
     _pair("rosinality.AffineCoupling", lambda: g.RoAffineCoupling(6), _images(6)),

@@ -103,6 +103,7 @@ MAPS = {
 }
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 @pytest.mark.parametrize("name", MAPS)
 def test_scale_maps(name, inverse):
@@ -133,6 +134,7 @@ def test_extreme_raw_values(kind):
 LAYOUTS = ("shift_scale", "scale_shift", "shift_scale_interleaved", "scale_shift_interleaved")
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("order", ["scale_first", "shift_first"])
 @pytest.mark.parametrize("identity", ["none", "first", "second"])
@@ -145,6 +147,7 @@ def test_forms(layout, order, identity):
 DTYPES = [(F64, F64), (F64, BF16), (F32, BF16), (F32, F16), (BF16, BF16), (F16, F16)]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(5, 6), (2, 6, 11, 17)], ids=str)
 def test_dtypes(dtypes, shape):
@@ -154,6 +157,7 @@ def test_dtypes(dtypes, shape):
 MEMORY = list(itertools.product(("contiguous", "channels_last", "sliced"), repeat=2))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("layouts", MEMORY, ids="-".join)
 @pytest.mark.parametrize("shape", [(3, 6, 2, 5), (2, 12, 7, 9)], ids=["rows", "images"])
 def test_memory_layouts(layouts, shape):
@@ -193,6 +197,7 @@ def checkerboard(h, w):
     return ((torch.arange(h)[:, None] + torch.arange(w)) % 2 == 0)[None, None]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 @pytest.mark.parametrize("kind", ["checkerboard", "lengths", "channels", "all"])
 def test_masks(kind, inverse):
@@ -221,6 +226,7 @@ def test_masked_raw_values_are_not_read():
     assert all(v.isfinite().all() for v in (y, logdet, params.grad))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("shape", [(4, 6), (2, 6, 3), (2, 6, 150)], ids=str)
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 def test_channel_map(shape, inverse):
@@ -232,6 +238,7 @@ def test_channel_map(shape, inverse):
     compare(shape, count=4, channel_map=channel_map, mask=mask, inverse=inverse, scale_map="exp", gain=True)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("grads", ["sum", "logdet", "y"])
 @pytest.mark.parametrize("shape", [(5, 4), (2, 4, 200)], ids=str)
 def test_gradients_given(grads, shape):

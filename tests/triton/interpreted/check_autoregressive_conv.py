@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from comparison import assert_close, placed
@@ -14,7 +12,6 @@ from nfkernels.reference.autoregressive_conv import forward as reference
 from nfkernels.triton import autoregressive_conv as launchers
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
-KINDS = list(itertools.product([False, True], repeat=3))  # raster, reverse, solve
 
 
 def compare(shape, size=3, *, raster=False, reverse=False, solve=True, dtype=F32, layout="contiguous", bias=True):
@@ -30,7 +27,10 @@ def compare(shape, size=3, *, raster=False, reverse=False, solve=True, dtype=F32
     assert_close("y", got, plain, exact)
 
 
-@pytest.mark.parametrize(("raster", "reverse", "solve"), KINDS)
+@pytest.mark.covering(2)
+@pytest.mark.parametrize("raster", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("solve", [False, True])
 def test_kinds(raster, reverse, solve):
     options = {"raster": raster, "reverse": reverse, "solve": solve}
     compare((2, 3, 4, 5), **options)
@@ -38,6 +38,7 @@ def test_kinds(raster, reverse, solve):
     compare((2, 2, 2, 3), dtype=BF16, layout="channels_last", **options)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", [F64, BF16, F16], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
 def test_dtypes_and_memory_layouts(dtype, layout):

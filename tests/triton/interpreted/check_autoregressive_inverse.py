@@ -64,6 +64,7 @@ def compare(batch, features, widths, *, dtype=F32, contexts=(), bias=True, layou
         assert_close(f"output {i}", *found, float(loose))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("widths", [(5,), (8, 8), (9, 6, 4), (3, 70)], ids=str)
 @pytest.mark.parametrize("features", [1, 2, 5, (2, 0, 1, 0, 2)], ids=str)
 def test_networks(features, widths):
@@ -85,6 +86,7 @@ def test_residual_layers():
     compare(5, 3, (6,) * 8, residual=(-1, 0, 1, 2, 3, 4, 5, 6))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(
     "transform", ["additive", "glow", "nflows", ScaleMap("softplus", clamp=1.5), ScaleMap.freia_all_in_one()], ids=str
 )
@@ -94,6 +96,7 @@ def test_transforms(transform, inverse):
         compare(5, 3, (6,), transform=transform, order=order, layout=layout, inverse=inverse)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
 @pytest.mark.parametrize("dtype", [F32, F64, BF16], ids=str)
 def test_dtypes_and_memory_layouts(layout, dtype):

@@ -53,6 +53,7 @@ def test_shapes(shape):
     compare(shape, bias=False)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("layout", ["channels_last", "sliced"])
 @pytest.mark.parametrize("channels", [6, 24, 70])
 def test_memory_layouts(layout, channels):
@@ -60,6 +61,7 @@ def test_memory_layouts(layout, channels):
     compare((2, channels, 3, 5), layout=layout, grads="sum")
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", [F64, BF16, F16], ids=str)
 @pytest.mark.parametrize("channels", [1, 3, 16, 20, 40, 66])
 def test_dtypes(dtype, channels):

@@ -108,6 +108,7 @@ def test_shapes(shape):
     compare(shape, bias=False)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("m", ["additive", "glow", "nflows", "exp", "freia", "realnvp", "zuko", "nflows_softplus"])
 @pytest.mark.parametrize("order", ["scale_first", "shift_first"])
 def test_scale_maps(m, order):
@@ -123,18 +124,21 @@ def test_layouts_of_params(layout):
     compare((2, 20, 11), layout=layout, scale_map="additive")
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("layouts", [("channels_last", "contiguous"), ("sliced", "channels_last")])
 @pytest.mark.parametrize("channels", [6, 24])
 def test_memory_layouts(layouts, channels):
     compare((2, channels, 3, 5), layouts=layouts, params_dtype=BF16)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", [F64, BF16, F16], ids=str)
 @pytest.mark.parametrize("channels", [3, 16, 20, 40])
 def test_dtypes(dtype, channels):
     compare((2, channels, 9), dtype=dtype, running=True)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", [F32, F64, BF16, F16], ids=str)
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 def test_conditioner_input(dtype, last):

@@ -59,6 +59,7 @@ def compare(shape, *, dtype=torch.uint8, out=None, alpha=None, levels=256, layou
 SHAPES = [(7, 6), (5, 63), (1, 1), (3, 4, 1, 1), (2, 3, 5, 5), (1, 2, 1031), (2, 3, 40, 28), (3, 70, 4), (1, 1, 9000)]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("alpha", [None, 0.05])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_shapes(shape, alpha):
@@ -66,6 +67,7 @@ def test_shapes(shape, alpha):
     compare(shape, alpha=alpha, dtype=F32, running=True)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("alpha", [None, 0.05])
 @pytest.mark.parametrize("layout", ["channels_last", "sliced"])
 @pytest.mark.parametrize("shape", [(2, 3, 4, 6), (2, 3, 5, 7), (2, 5, 30, 32), (1, 600, 2, 2)], ids=str)
@@ -74,6 +76,7 @@ def test_memory_layouts(shape, layout, alpha):
     compare(shape, alpha=alpha, layout=layout, dtype=F32)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("alpha", [None, 1e-6, 0.3])
 @pytest.mark.parametrize("out", [F32, F64, BF16, F16], ids=str)
 def test_dtypes(out, alpha):
@@ -105,6 +108,7 @@ def test_gradients_that_are_missing():
     assert launchers.backward(y[:0], y[:0], None, 256.0, 0.1).shape == (0, 4, 5)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("shape", [(3, 5, 7), (2, 1, 1100), (2, 3, 4, 6), (0, 3)], ids=str)
 @pytest.mark.parametrize("dtype", [F32, F64], ids=str)
 def test_the_generator_has_the_same_bits(shape, dtype):

@@ -47,6 +47,7 @@ def compare(shape, *, learned=True, dtype=F32, params_dtype=None, places=("conti
     return got
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("layout", ["shift_scale", "scale_shift", "shift_scale_interleaved", "scale_shift_interleaved"])
 @pytest.mark.parametrize("shape", [(5, 6), (3, 2, 7), (2, 3, 400), (2, 6, 11, 17)], ids=str)
 def test_layouts(layout, shape):
@@ -57,6 +58,7 @@ def test_layouts(layout, shape):
 DTYPES = [(F64, F64), (F64, BF16), (F32, BF16), (F32, F16), (BF16, BF16), (F16, F16)]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(5, 6), (2, 6, 11, 17)], ids=str)
 def test_dtypes(dtypes, shape):
@@ -64,6 +66,7 @@ def test_dtypes(dtypes, shape):
     compare(shape, dtype=dtypes[0], learned=False, running=True)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("places", itertools.product(("contiguous", "channels_last", "sliced"), repeat=2), ids="-".join)
 @pytest.mark.parametrize("shape", [(3, 6, 2, 5), (2, 12, 7, 9)], ids=["rows", "images"])
 def test_memory_layouts(places, shape):

@@ -65,6 +65,7 @@ def test_many_channels(channels):
     compare(1, channels)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", [F32, F64], ids=str)
 @pytest.mark.parametrize("softplus", [False, True])
 def test_what_is_asked_for(dtype, softplus):

@@ -50,6 +50,7 @@ def compare(shape, *, inverse=False, dtype=F32, layout="contiguous", permuted=Tr
         assert_close(name, *found)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("width", [1, 2, 5, 16, 33])
 def test_widths(width, inverse):
@@ -62,6 +63,7 @@ def test_the_widest(inverse):
     compare((5, 128), inverse=inverse)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("shape", [(7, 6), (1, 1), (3, 4, 1, 1), (1, 2, 1031), (300, 5), (2, 3, 0), (0, 4)], ids=str)
 def test_shapes(shape, inverse):
@@ -69,6 +71,7 @@ def test_shapes(shape, inverse):
     compare(shape, inverse=inverse, permuted=False, diagonal="softplus", grads="sum")
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("layout", ["channels_last", "sliced"])
 def test_memory_layouts(layout, inverse):
@@ -76,6 +79,7 @@ def test_memory_layouts(layout, inverse):
     compare((2, 20, 3, 5), layout=layout, inverse=inverse, grads="sum")
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("dtype", [F64, BF16, F16], ids=str)
 def test_dtypes(dtype, inverse):

@@ -82,6 +82,7 @@ SPLINES = {
 }
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 @pytest.mark.parametrize("name", SPLINES)
 def test_splines(name, inverse):
@@ -102,6 +103,7 @@ def test_dtypes(dtypes):
         compare(shape, spline=Spline(3), dtype=dtypes[0], params_dtype=dtypes[1], running=True, inverse=inverse)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("first", ["contiguous", "channels_last", "sliced"])
 @pytest.mark.parametrize("second", ["contiguous", "channels_last", "sliced"])
 def test_memory_layouts(first, second):
@@ -172,6 +174,7 @@ def test_channel_map(shape):
     compare(shape, spline=Spline(2), count=4, channel_map=channel_map, mask=mask, inverse=True)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("grads", ["sum", "logdet", "y"])
 @pytest.mark.parametrize("elementwise", [False, True])
 def test_gradients_given(grads, elementwise):
@@ -194,6 +197,7 @@ def test_gradients_asked_for():
 EXTREMES = [Spline(3), Spline.zuko(3), Spline.zuko_circular(3), Spline.unit(3, -3.0, 3.0), Spline.circular(3)]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("spline", EXTREMES, ids=lambda s: f"{s.tails}-{s.sizes}-{s.half_turn}")
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 def test_extremes(spline, inverse):
