@@ -68,7 +68,7 @@ def density(
         made = style.figure(6.4, 4, title)
         told = _draw_curve(made.subplots(), log_p, ends[0], shown)
     else:
-        made = style.figure(6.2, 5.2 * style.shape(ends) + 0.8, title)
+        made = style.figure(*style.panel(ends, 1.0), title)
         told = draw_map(made.subplots(), log_p, ends, shown)
     style.note(made, told, "" if shown is None else shown.note)
     return made

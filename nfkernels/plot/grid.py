@@ -51,7 +51,7 @@ def warped_grid(
         source = shown or rows(_models.some_samples(flow, context), "samples of the flow")
         limits = tuple(limits_of(source.values))
     limits = box(limits)
-    made = style.figure(5.6, 5.2 * style.shape(limits) + 0.8, title)
+    made = style.figure(*style.panel(limits, 0.4), title)
     told = draw_grid(made.subplots(), flow, limits, shown, context)
     style.note(made, told, "" if shown is None else shown.note)
     return made
@@ -77,8 +77,10 @@ def draw_grid(axes: Axes, flow: Flow, limits: style.Limits, data: Rows | None, c
     for family, (colour, dashes, width), name in zip(lines, looks, ("$z_1$", "$z_2$"), strict=True):
         axes.add_collection(LineCollection(list(family), colors=colour, linewidths=width, linestyles=[dashes]))
         axes.plot([], [], color=colour, linestyle=dashes, label=f"constant {name}")
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.99), ncol=2, handlelength=1.8, borderaxespad=0.2)
-    style.plane(axes, limits, "the latent's grid, bent")
+    narrow = style.shape(limits) > 1.3  # no room for a title beside the legend
+    across = 1 if narrow else 2
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.99), ncol=across, handlelength=1.8, borderaxespad=0.2)
+    style.plane(axes, limits, "" if narrow else "the latent's grid, bent")
     return f"the inverse is not finite at {lost:,} of {lines[..., 0].size:,} points of the grid" if lost else ""
 
 

@@ -123,6 +123,12 @@ def shape(limits: Limits) -> float:
     return height / width if alike(limits) else 0.8
 
 
+def panel(limits: Limits, beside: float) -> tuple[float, float]:
+    """Inches of a figure of one panel with these limits, and so much beside it; neither too long."""
+    height = min(5.2 * shape(limits), 6.0)
+    return height / shape(limits) + beside, height + 0.8
+
+
 def panels(made: Figure, count: int, across: int) -> list[Any]:
     """``count`` axes in rows of at most ``across``, as even as they go; the rest of the last row is left empty."""
     rows = math.ceil(count / across)

@@ -100,6 +100,14 @@ def test_methods_of_modules_are_asked_in_evaluation_mode_and_left_as_they_were()
     assert not model.frozen.training
 
 
+def test_figures_of_tall_and_wide_planes_stay_on_a_page():
+    for limits in (((0, 1), (0, 2.9)), ((0, 2.9), (0, 1)), ((0, 1), (0, 1)), ((0, 1), (0, 1000))):
+        for figure in (plot.density(shifted(), limits=limits, pixels=4), plot.warped_grid(bent(), limits=limits)):
+            width, height = figure.get_size_inches()
+            assert 2.4 < width < 6.3
+            assert 2.4 < height < 6.9
+
+
 def test_one_column_is_a_curve_over_a_histogram():
     flow, data = shifted(1), rows(500, 1)
     figure = plot.density(flow, data=data)
