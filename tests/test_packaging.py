@@ -199,8 +199,8 @@ def test_compiled_wheel(sdist, tmp_path):
     built = {name for name in members(wheel) if name.endswith(".so")}
     assert built == {"nfkernels/_C.abi3.so", *(["nfkernels/_C_cuda.abi3.so"] if cuda == "1" else [])}
     environment = Environment(tmp_path, wheel)
-    assert re.search(r"affine_coupling +cpu +native", environment("nfkernels", "info"))
-    environment("python", shutil.copy(ROOT / "examples/twenty_lines.py", tmp_path), timeout=300)
+    assert re.search(r"affine_coupling_forward +cpu +native", environment("nfkernels", "info"))
+    environment("nfkernels", "demo", "rings", "--steps", "2", timeout=300)
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------
