@@ -62,26 +62,35 @@ SHAPES = [(7, 6), (5, 63), (1, 1), (3, 4, 1, 1), (2, 3, 5, 5), (1, 2, 1031), (2,
 @pytest.mark.covering
 @pytest.mark.parametrize("alpha", [None, 0.05])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_shapes(shape, alpha):
-    compare(shape, alpha=alpha)
-    compare(shape, alpha=alpha, dtype=F32, running=True)
+@pytest.mark.parametrize("first", [True, False])
+def test_shapes(shape, alpha, first):
+    if first:
+        compare(shape, alpha=alpha)
+    else:
+        compare(shape, alpha=alpha, dtype=F32, running=True)
 
 
 @pytest.mark.covering
 @pytest.mark.parametrize("alpha", [None, 0.05])
 @pytest.mark.parametrize("layout", ["channels_last", "sliced"])
 @pytest.mark.parametrize("shape", [(2, 3, 4, 6), (2, 3, 5, 7), (2, 5, 30, 32), (1, 600, 2, 2)], ids=str)
-def test_memory_layouts(shape, layout, alpha):
-    compare(shape, alpha=alpha, layout=layout, running=True)
-    compare(shape, alpha=alpha, layout=layout, dtype=F32)
+@pytest.mark.parametrize("first", [True, False])
+def test_memory_layouts(shape, layout, alpha, first):
+    if first:
+        compare(shape, alpha=alpha, layout=layout, running=True)
+    else:
+        compare(shape, alpha=alpha, layout=layout, dtype=F32)
 
 
 @pytest.mark.covering
 @pytest.mark.parametrize("alpha", [None, 1e-6, 0.3])
 @pytest.mark.parametrize("out", [F32, F64, BF16, F16], ids=str)
-def test_dtypes(out, alpha):
-    compare((2, 3, 8), out=out, alpha=alpha)
-    compare((2, 3, 8), dtype=out, alpha=alpha, levels=17)
+@pytest.mark.parametrize("first", [True, False])
+def test_dtypes(out, alpha, first):
+    if first:
+        compare((2, 3, 8), out=out, alpha=alpha)
+    else:
+        compare((2, 3, 8), dtype=out, alpha=alpha, levels=17)
 
 
 @pytest.mark.parametrize("levels", [2, 5, 17, 49, 255])

@@ -50,9 +50,12 @@ def compare(shape, *, learned=True, dtype=F32, params_dtype=None, places=("conti
 @pytest.mark.covering
 @pytest.mark.parametrize("layout", ["shift_scale", "scale_shift", "shift_scale_interleaved", "scale_shift_interleaved"])
 @pytest.mark.parametrize("shape", [(5, 6), (3, 2, 7), (2, 3, 400), (2, 6, 11, 17)], ids=str)
-def test_layouts(layout, shape):
-    compare(shape, layout=layout)
-    compare(shape, layout=layout, params_dtype=BF16, places=("contiguous", "channels_last"), running=True)
+@pytest.mark.parametrize("first", [True, False])
+def test_layouts(layout, shape, first):
+    if first:
+        compare(shape, layout=layout)
+    else:
+        compare(shape, layout=layout, params_dtype=BF16, places=("contiguous", "channels_last"), running=True)
 
 
 DTYPES = [(F64, F64), (F64, BF16), (F32, BF16), (F32, F16), (BF16, BF16), (F16, F16)]
@@ -61,27 +64,37 @@ DTYPES = [(F64, F64), (F64, BF16), (F32, BF16), (F32, F16), (BF16, BF16), (F16, 
 @pytest.mark.covering
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(5, 6), (2, 6, 11, 17)], ids=str)
-def test_dtypes(dtypes, shape):
-    compare(shape, dtype=dtypes[0], params_dtype=dtypes[1], running=True)
-    compare(shape, dtype=dtypes[0], learned=False, running=True)
+@pytest.mark.parametrize("first", [True, False])
+def test_dtypes(dtypes, shape, first):
+    if first:
+        compare(shape, dtype=dtypes[0], params_dtype=dtypes[1], running=True)
+    else:
+        compare(shape, dtype=dtypes[0], learned=False, running=True)
 
 
 @pytest.mark.covering
 @pytest.mark.parametrize("places", itertools.product(("contiguous", "channels_last", "sliced"), repeat=2), ids="-".join)
 @pytest.mark.parametrize("shape", [(3, 6, 2, 5), (2, 12, 7, 9)], ids=["rows", "images"])
-def test_memory_layouts(places, shape):
-    compare(shape, places=places)
-    compare(shape, places=places, learned=False)
+@pytest.mark.parametrize("first", [True, False])
+def test_memory_layouts(places, shape, first):
+    if first:
+        compare(shape, places=places)
+    else:
+        compare(shape, places=places, learned=False)
 
 
 SHAPES = [(1, 1), (3, 1), (37, 2), (2, 1, 1, 1), (3, 7, 1), (2, 13, 13), (2, 3, 601), (2, 1031), (1, 1, 4, 0)]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_shapes(shape):
+@pytest.mark.parametrize("first", [True, False])
+def test_shapes(shape, first):
     """One channel, one position, odd and prime, several samples to a program and one sample to several tiles."""
-    compare(shape, running=True)
-    compare(shape, learned=False)
+    if first:
+        compare(shape, running=True)
+    else:
+        compare(shape, learned=False)
 
 
 @pytest.mark.parametrize("learned", [False, True])

@@ -54,10 +54,14 @@ def compare(count, channels, *, dtype=F32, softplus=False, need=(True, True), gr
         assert_close(name, *values)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("channels", [1, 2, 5, 17, 31])
-def test_channels(channels):
-    compare(2, channels)
-    compare(1, channels, softplus=True, permuted=False)
+@pytest.mark.parametrize("first", [True, False])
+def test_channels(channels, first):
+    if first:
+        compare(2, channels)
+    else:
+        compare(1, channels, softplus=True, permuted=False)
 
 
 @pytest.mark.parametrize("channels", [33, 130])
