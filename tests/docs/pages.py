@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 _GENERATED = {"_build", "_repository"}
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md") if (ROOT / name).is_file()),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md") if (ROOT / name).is_file()),
     *sorted(path for path in DOCS.rglob("*.md") if not _GENERATED & set(path.relative_to(DOCS).parts)),
 ]
 # Blocks of other pages that begin with an import stand alone; here they go on from each other.
