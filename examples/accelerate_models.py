@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +76,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     moons = TOYS["moons"]
     x, held_out = moons.sample(20_000, seed=options.seed), moons.sample(5_000, seed=options.seed + 1)
     batch = x[:512]
-    numbers = {}
+    numbers: dict[str, float] = {}
 
-    models = {"normflows": normflows_model(), "nflows": nflows_model()}
+    models: dict[str, Any] = {"normflows": normflows_model(), "nflows": nflows_model()}
     losses = {"normflows": models["normflows"].forward_kld, "nflows": lambda x: -models["nflows"].log_prob(x).mean()}
     for name, model in models.items():
         slow = seconds_per_step(losses[name], batch)

@@ -67,7 +67,7 @@ class Waves(nn.Module):
 
 
 def build(own_layer: bool) -> Flow:
-    layers = [JohnsonSU(2)] if own_layer else []
+    layers: list[Bijection] = [JohnsonSU(2)] if own_layer else []
     for identity in ("first", "second", "first", "second"):  # the half that passes through
         # Two outputs: shift and scale of the one other column.
         layers.append(AffineCoupling(Waves(1, 2), identity=identity, scale_map="realnvp"))
@@ -113,9 +113,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     report = flow.check(held_out[:256])
     print(report)
     wrong = ForgetsTheScale(2)
-    wrong.load_state_dict(flow.bijection[0].state_dict())
+    layers = flow.bijection
+    assert isinstance(layers, Chain)
+    wrong.load_state_dict(layers[0].state_dict())
     numbers["sound"] = float(report.ok)
-    blamed = Flow(Chain(wrong, *flow.bijection[1:]), StandardNormal(2)).check(held_out[:256])
+    blamed = Flow(Chain(wrong, *layers[1:]), StandardNormal(2)).check(held_out[:256])
     numbers["blamed"] = float(not blamed.ok)
     print(str(blamed).splitlines()[-1])
 

@@ -88,7 +88,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     x, held_out = draw(20_000), draw(5_000)
     batch = x[:512]
 
-    depths, kept = (4, 8, 16, 32), {"stored": [], "reversible": []}
+    depths = (4, 8, 16, 32)
+    kept: dict[str, list[float]] = {"stored": [], "reversible": []}
     for couplings in depths:
         for name, container in {"stored": Chain, "reversible": ReversibleSequential}.items():
             kept[name].append(bytes_kept(build(couplings, container), batch) / 2**20)

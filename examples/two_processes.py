@@ -74,6 +74,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     print(f"{world} process{'es' * (world > 1)}, weights after {result.step} steps: {', '.join(weights)}")
     single = alone(options.seed, options.steps)
+    assert result.best is not None  # there was validation data
+    assert single.best is not None
     pairs = list(zip(result.history, single.history, strict=True))
     numbers["loss"], numbers["loss_alone"] = result.best, single.best
     numbers["difference"] = max(abs(a[key] - b[key]) for a, b in pairs for key in a if key in ("nll", "validation_nll"))

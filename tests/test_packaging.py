@@ -163,11 +163,11 @@ def test_its_command_runs(installed):
     assert "the compiled module nfkernels._C was not built" in said
 
 
-@pytest.mark.skipif(not (ROOT / "examples").is_dir(), reason="there are no examples yet")
 def test_an_example_runs_from_it(installed):
     pytest.importorskip("matplotlib")
     example = shutil.copy(ROOT / "examples/twenty_lines.py", installed.folder)
-    installed("python", example, timeout=300)
+    assert "nats" in installed("python", example, "--steps", "20", timeout=300)
+    assert {path.name for path in (installed.folder / "twenty_lines").iterdir()} >= {"flow.safetensors", "density.png"}
 
 
 # --- compiled ---------------------------------------------------------------------------------------------------------

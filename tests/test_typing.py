@@ -33,7 +33,7 @@ def test_errors_are_not_waved_through():
     """What is exempt: the Triton kernels, and the classes that stand in for other libraries' untyped ones."""
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]
-    assert settings["files"] == ["nfkernels", "tests/typing"]
+    assert settings["files"] == ["nfkernels", "examples", "tests/typing"]
     assert settings["warn_unused_ignores"] is True
     exempt = [module for o in settings["overrides"] if o.get("ignore_errors") for module in o["module"]]
     assert exempt == ["nfkernels.triton.*", "nfkernels.integrations.*"]

@@ -80,10 +80,11 @@ assert_type(fast.step(images), Tensor)
 
 # --- training ---
 
-data = load_images("digits")
+data = load_images("photos")
 train, validation, test = split(data, seed=0)
 assert_type(train, ImageData | ImageStream)
-assert_type(split(load_images("digits", stream=False), seed=0)[0], ImageData)
+assert_type(split(load_images("photos", stream=False), seed=0)[0], ImageData)
+assert_type(load_images("digits"), ImageData)
 result = fit(glow, train, validation=validation, steps=20)
 assert_type(result, FitResult)
 

@@ -27,6 +27,18 @@ _ACCEPTED = (
 
 @overload
 def load_images(
+    source: Literal["digits"] = "digits",
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    bits: int | None = None,
+    stream: Literal[False] | None = None,
+    workers: int | None = None,
+) -> ImageData: ...
+
+
+@overload
+def load_images(
     source: str | os.PathLike[str] = "digits",
     *,
     size: int | tuple[int, int] | None = None,
