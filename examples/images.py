@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     generator = torch.Generator().manual_seed(options.seed)
     samples = flow.sample(64, temperature=0.8, generator=generator)  # uint8 [64, 1, 8, 8]
 
-    # Interpolate. Between images a straight line shows two of them at once; between latents it shows digits.
+    # Interpolate. A straight line between two images shows both at once; between their latents, images of the flow.
     first, last = flow.encode(test.images[:6]), flow.encode(test.images[6:12])  # [6, 64] each
     path = torch.stack([first.lerp(last, t) for t in torch.linspace(0, 1, 9).tolist()], dim=1)  # [6, 9, 64]
     rows = flow.decode(path.flatten(0, 1)).unflatten(0, (6, 9))  # uint8 [6, 9, 1, 8, 8]
