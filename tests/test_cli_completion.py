@@ -23,6 +23,10 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+def _no_descriptor(*args):
+    raise OSError("not the shell's")
+
+
 @pytest.fixture
 def complete(monkeypatch):
     def complete(line):
@@ -35,7 +39,11 @@ def complete(monkeypatch):
         }.items():
             monkeypatch.setenv(name, value)
         output = io.StringIO()
-        argcomplete.autocomplete(cli.build_parser(), exit_method=lambda status: None, output_stream=output)
+        with (
+            monkeypatch.context() as patch
+        ):  # it takes descriptor 9 for its own, and closes it: here it may be pytest's
+            patch.setattr(argcomplete.finders.os, "fdopen", _no_descriptor)
+            argcomplete.autocomplete(cli.build_parser(), exit_method=lambda status: None, output_stream=output)
         return {word.strip() for word in output.getvalue().split("\n") if word}
 
     return complete
