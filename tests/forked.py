@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import concurrent.futures
 import contextlib
+import faulthandler
 import functools
 import importlib
 import json
@@ -56,8 +57,8 @@ class Process:
                 found = out.result(timeout), err.result(timeout)
                 status = told.result(timeout)
             except concurrent.futures.TimeoutError:
-                os.kill(self.pid, signal.SIGKILL)
-                raise
+                os.kill(self.pid, signal.SIGABRT)  # it tells where each of its threads is
+                raise TimeoutError(f"still running after {timeout} s:\n{err.result(20)}") from None
         if self.returncode is None:
             self.returncode = os.waitstatus_to_exitcode(int(status))
         return found
@@ -107,6 +108,7 @@ def serve(orders: socket.socket) -> list[str]:
             os.fdopen(number, "w", 1 if number == 2 else -1, encoding="utf-8") for number in (1, 2)
         )
         order = json.loads(message)
+        faulthandler.enable(all_threads=True)
         os.environ.clear()
         os.environ.update(order["env"])
         os.chdir(order["cwd"])

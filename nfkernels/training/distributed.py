@@ -139,8 +139,12 @@ class Ranks:
         """
         if self.world == 1:
             return module
+        import torch.distributed as dist
         from torch.nn.parallel import DistributedDataParallel
 
+        # A replica that goes after its group drops the last reference to it and waits for its threads, holding the
+        # interpreter's lock, which those may be waiting for. So the object stays: a few idle threads.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
         known = inspect.signature(DistributedDataParallel).parameters
         option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # from torch 2.13
         options: dict[str, Any] = {option: False}
@@ -261,9 +265,6 @@ def started(device: torch.device | str | None = None) -> Iterator[Ranks]:
             speaks_first()
         raise
     finally:
-        # Whoever drops the last reference to a gloo group waits for its threads, holding the interpreter's lock, which
-        # those threads may be waiting for. So the object stays: a few idle threads.
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
         dist.destroy_process_group()
 
 

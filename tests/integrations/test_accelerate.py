@@ -392,17 +392,20 @@ def test_exported_at_the_top():
     assert "accelerate" in nfkernels.__all__
 
 
+def _replicas_gradients(rank, fused):
+    model = _model()
+    if fused:
+        accelerate(model, X)
+    replica = nn.parallel.DistributedDataParallel(model)
+    z, logdet = replica(X[rank::2][:4])
+    (z.square().sum() - logdet.sum()).backward()
+    return [p.grad.clone() for p in model.parameters()]
+
+
 def _worker(rank, store, path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    results = []
-    for fused in (False, True):
-        model = _model()
-        if fused:
-            accelerate(model, X)
-        replica = nn.parallel.DistributedDataParallel(model)
-        z, logdet = replica(X[rank::2][:4])
-        (z.square().sum() - logdet.sum()).backward()
-        results.append([p.grad.clone() for p in model.parameters()])
+    # The replicas go before the group does: the last reference to it, from a replica, would wait for threads that wait.
+    results = [_replicas_gradients(rank, fused) for fused in (False, True)]
     if rank == 0:
         torch.save(results, path)
     torch.distributed.destroy_process_group()
