@@ -31,10 +31,14 @@ struct Rows {
         store(store_run_for<T>(type)) {}
 
   char* at(int64_t b, int64_t offset) const { return data + (b * batch + offset) * width; }
+  // Rows that follow one another at the elements' own stride (whole ones, interleaved params) are one long run.
+  bool joined(int n) const { return batch == n * element; }
   void read(int64_t b, int64_t rows, int64_t offset, int n, T* to) const {
+    if (joined(n)) return load(at(b, offset), element, static_cast<int>(rows * n), to);
     for (int64_t r = 0; r < rows; ++r) load(at(b + r, offset), element, n, to + r * n);
   }
   void write(int64_t b, int64_t rows, int64_t offset, int n, const T* from) const {
+    if (joined(n)) return store(at(b, offset), element, static_cast<int>(rows * n), from);
     for (int64_t r = 0; r < rows; ++r) store(at(b + r, offset), element, n, from + r * n);
   }
 };

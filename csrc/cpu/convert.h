@@ -103,7 +103,7 @@ void scatter(void* base, const int64_t* offset, int n, const T* src) {
   for (int i = 0; i < n; ++i) p[offset[i]] = Storage<d>::store(src[i]);
 }
 
-// The same for elements a constant stride apart; a stride of 1 is a loop that vectorises.
+// The same for elements a constant stride apart; strides of 1 and 2 (interleaved pairs) are loops that vectorise.
 template <typename T>
 using LoadRun = void (*)(const void* base, int64_t stride, int n, T* dst);
 template <typename T>
@@ -114,6 +114,8 @@ void load_run(const void* base, int64_t stride, int n, T* dst) {
   const auto* p = static_cast<const typename Storage<d>::type*>(base);
   if (stride == 1)
     for (int i = 0; i < n; ++i) dst[i] = static_cast<T>(Storage<d>::load(p[i]));
+  else if (stride == 2)
+    for (int i = 0; i < n; ++i) dst[i] = static_cast<T>(Storage<d>::load(p[2 * i]));
   else
     for (int i = 0; i < n; ++i) dst[i] = static_cast<T>(Storage<d>::load(p[i * stride]));
 }
@@ -123,6 +125,8 @@ void store_run(void* base, int64_t stride, int n, const T* src) {
   auto* p = static_cast<typename Storage<d>::type*>(base);
   if (stride == 1)
     for (int i = 0; i < n; ++i) p[i] = Storage<d>::store(src[i]);
+  else if (stride == 2)
+    for (int i = 0; i < n; ++i) p[2 * i] = Storage<d>::store(src[i]);
   else
     for (int i = 0; i < n; ++i) p[i * stride] = Storage<d>::store(src[i]);
 }

@@ -193,6 +193,8 @@ def _proving(adapter: Adapter, original: type, name: str):
         # What is not ready is initialised by its first batch, in its own code.
         if _elsewhere(self) or not adapter.ready(self) or not _telling((args, kwargs)):
             return by_itself(self, *args, **kwargs)
+        if adapter.too_small(Call(name, args, kwargs)):  # a later call may not be
+            return by_itself(self, *args, **kwargs)
         from .proof import Verdict, prove
 
         hook = hooked(self, adapter)  # put there since

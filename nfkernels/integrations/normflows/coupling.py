@@ -174,9 +174,6 @@ class MaskedAffineFlow(Adapter):
             return _masked(self, z, True) if z.dim() == self.b.dim() else super().inverse(z)
 
 
-_NAN = float("nan")
-
-
 def _masked(self: nn.Module, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     """Zero params leave an element as it is, to the last bit; zero times NaN is the NaN that the original gives."""
     seen = self.b * z
@@ -185,5 +182,7 @@ def _masked(self: nn.Module, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         params = torch.cat((self.t(seen), scale), 1)
     else:
         params = self.t(seen)
-    params = torch.nan_to_num(params, _NAN, _NAN, _NAN) * self._moved.on(params.device, params.dtype)
+    with torch.no_grad():
+        nothing = params - params  # 0, and NaN where params are not finite
+    params = torch.addcmul(nothing, params, self._moved.on(params.device, params.dtype))
     return affine_coupling(z, params, scale_map=_MAPS["exp"] if self._scaled else _ADDITIVE, inverse=inverse)
