@@ -20,33 +20,25 @@ def dense(entries: Tensor, width: int, upper: bool) -> Tensor:
     """``[D, D]`` with zeros elsewhere from the packed strict triangle ``[D (D - 1) / 2]``; a matrix itself as it is."""
     if entries.dim() == 2:
         return entries
-    padded = torch.cat((entries, entries.new_zeros(1)))
-    return padded[places(width, upper, entries.device)]
+    place = places(width, upper, entries.device)
+    return entries.new_zeros(width * width).scatter(0, place, entries).view(width, width)
 
 
 def packed(matrix: Tensor, upper: bool) -> Tensor:
     """The strict triangle of ``[D, D]``, row by row."""
-    width = matrix.shape[0]
-    rows, columns = (torch.triu_indices if upper else torch.tril_indices)(
-        width, width, 1 if upper else -1, device=matrix.device
-    )
-    return matrix[rows, columns]
+    return matrix.reshape(-1)[places(matrix.shape[0], upper, matrix.device)]
 
 
 def places(width: int, upper: bool, device: torch.device) -> Tensor:
-    """int64 ``[D, D]``: where each element of the strict triangle is packed; one past the last for the others."""
+    """int64 ``[D (D - 1) / 2]``: where the strict triangle's elements lie in the matrix, row by row."""
     make = _places if torch.compiler.is_compiling() else _cached_places
     return make(width, upper, device)
 
 
 def _places(width: int, upper: bool, device: torch.device) -> Tensor:
-    count = width * (width - 1) // 2
-    table = torch.full((width, width), count, device=device)
-    rows, columns = (torch.triu_indices if upper else torch.tril_indices)(
-        width, width, 1 if upper else -1, device=device
-    )
-    table[rows, columns] = torch.arange(count, device=device)
-    return table
+    indices = torch.triu_indices if upper else torch.tril_indices
+    rows, columns = indices(width, width, 1 if upper else -1, device=device)
+    return rows * width + columns
 
 
 _cached_places = functools.lru_cache(maxsize=256)(_places)

@@ -47,7 +47,7 @@ def backward(
     """``(dx, dlower, dupper, dlog_s, dbias)`` from the map's x: the input, or with ``inverse`` the output.
 
     With h = U x and dz = P^T dy: a = L^T dz, dx = U^T a, dL = dz h^T and dU = a x^T within their triangles. Inverted,
-    dx comes first (``W^T dx = dy``, two solves), and -dx takes dy's place in the rest. Differentiable itself.
+    dx comes first (``W^T dx = dy``, two solves) and takes dy's place in the rest, which is negated. Differentiable.
     """
     dtype = compute_dtype(saved)
     with no_autocast(saved.device.type):
@@ -57,7 +57,6 @@ def backward(
             a = _solve(u.mT, grad, upper=False, unit=False)
             dz = _solve(unit.mT, a, upper=True, unit=True)
             dx = grad = dz if permutation is None else dz[:, permutation]
-            a, dz, grad = -a, -dz, -grad
         else:
             dz = grad if permutation is None else grad[:, torch.argsort(permutation)]
             a = channel_mix.forward(dz, unit.mT, None)
@@ -65,8 +64,10 @@ def backward(
         h = channel_mix.forward(x, u, None)
         dlower = _outer(dz, h).tril(-1)
         da = _outer(a, x)
-        dlog_s = da.diagonal() * slope
         dbias = grad.sum([0, *range(2, grad.dim())])
+        if inverse:
+            dlower, da, dbias = -dlower, -da, -dbias
+        dlog_s = da.diagonal() * slope
     return dx.to(saved.dtype), dlower, da.triu(1), dlog_s, dbias
 
 
@@ -74,8 +75,9 @@ def _solve(a: Tensor, z: Tensor, *, upper: bool, unit: bool) -> Tensor:
     """``a^-1 z`` over axis 1 of z, shaped like it; all columns in one solve."""
     if channel_mix.row_major(z):
         rows = z.movedim(1, -1)
-        flat = rows.reshape(-1, rows.shape[-1])
-        made = torch.linalg.solve_triangular(a.mT, flat, upper=not upper, left=False, unitriangular=unit)
+        # As columns of a transposed view, which LAPACK takes as it lies; from the right the rows would be copied thrice.
+        flat = rows.reshape(-1, rows.shape[-1]).t()
+        made = torch.linalg.solve_triangular(a, flat, upper=upper, unitriangular=unit).t()
         return made.reshape(rows.shape).movedim(-1, 1)
     columns = z.transpose(0, 1)
     made = torch.linalg.solve_triangular(a, columns.reshape(columns.shape[0], -1), upper=upper, unitriangular=unit)

@@ -37,4 +37,4 @@ class ActNorm(FreiaAdapter):
                 bias = -bias * scale
             else:
                 scale = torch.exp(scale)
-            return [channel_affine(data, scale, bias)], logdet.repeat(data.shape[0])
+            return [channel_affine(data, scale, bias)], logdet.expand(data.shape[0]).clone()

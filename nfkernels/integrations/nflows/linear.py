@@ -156,7 +156,7 @@ class NaiveLinear(LinearAdapter):
     class Layer(LinearStep):
         def inverse_no_cache(self, inputs):
             x, logdet = self._without_matrix(inputs, True)
-            return x, logdet.repeat(inputs.shape[0])
+            return x, logdet.expand(inputs.shape[0]).clone()
 
         def _matrix(self, inverse: bool) -> tuple[Tensor, Tensor]:
             matrix = self._weight
