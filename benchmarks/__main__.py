@@ -72,6 +72,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--minutes", type=float, help="budget; what does not fit is recorded as not reached")
     text = "run the libraries' tests, as they are and swapped, from the source distributions unpacked in DIR"
     sub.add_argument("--suites", type=Path, metavar="DIR", help=text)
+    text = "single layers on tables of many sizes on the CPU: below which a swap does not pay"
+    sub.add_argument("--sizes", action="store_true", help=text)
     sub.add_argument("--quick", action="store_true", help="tiny models, hardly timed: does it run?")
     sub.add_argument("--commit", help="the commit measured, where the tree has no git")
     text = "results to README tables and plots"
@@ -141,6 +143,10 @@ def peers(args: argparse.Namespace) -> int:
         from .peers import suites
 
         return suites.run(args.out, args.suites, **common)
+    if args.sizes:
+        from .peers import sizes
+
+        return sizes.run(args.out, seconds=args.seconds, minutes=args.minutes, **common)
     from .peers import run
 
     return run.run(args.out, device=args.device, seconds=args.seconds, steps=args.steps, minutes=args.minutes, **common)

@@ -33,11 +33,10 @@ except ImportError as missing:
 
 
 def normflows_model() -> nn.Module:
-    """The RealNVP of normflows' README; ``forward_kld`` is its training loss."""
+    """The neural spline flow of normflows' examples; ``forward_kld`` is its training loss."""
     layers = []
-    for _ in range(8):
-        network = normflows.nets.MLP([1, 32, 32, 2], init_zeros=True)
-        layers += [normflows.flows.AffineCouplingBlock(network), normflows.flows.Permute(2, mode="swap")]
+    for _ in range(4):
+        layers += [normflows.flows.CoupledRationalQuadraticSpline(2, 2, 32), normflows.flows.LULinearPermute(2)]
     return normflows.NormalizingFlow(normflows.distributions.DiagGaussian(2), layers)
 
 

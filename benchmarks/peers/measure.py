@@ -78,7 +78,7 @@ def measure(
     entry: dict[str, Any] = {"id": case.id, "text": case.text, "library": case.library, "asked": case.asked}
     if importlib.util.find_spec(case.library) is None:
         return entry | {"status": "unavailable", "reason": f"{case.library} is not installed"}
-    entry["version"] = _version(case.library)
+    entry["version"] = version(case.library)
     entry |= {"status": "failed", "batch": 8 if quick else case.batch, "measures": {}, "lacks": {}}
     with warnings.catch_warnings(), _noted(entry):
         warnings.simplefilter("ignore")  # the peers' own deprecations
@@ -112,7 +112,7 @@ def measure(
     return entry
 
 
-def _version(library: str) -> str | None:
+def version(library: str) -> str | None:
     try:
         return metadata.version(library)
     except metadata.PackageNotFoundError:

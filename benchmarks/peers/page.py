@@ -23,6 +23,11 @@ not run."""
 SUITES = """The libraries' own tests, from their source distributions, as they are and with every layer that an adapter
 serves swapped as it is constructed: *proved*: at its first call, as `accelerate(model)` does; *trusted*: without a
 proof (`verify=False`)."""
+SIZES = """Single layers on tables, by `python -m benchmarks peers --sizes`: how much faster the swapped layer is:
+forward, then forward and backward, small networks included. In brackets: `accelerate` does not make that swap."""
+
+# What a device's folder may hold, and what its entries are called.
+_KINDS = {"peers": "cases", "suites": "suites", "sizes": "layers"}
 
 
 def newest(folder: Path, kind: str, key: str) -> dict[str, Any] | None:
@@ -38,17 +43,17 @@ def newest(folder: Path, kind: str, key: str) -> dict[str, Any] | None:
 
 
 def devices(results: Path) -> dict[str, dict[str, Any]]:
-    """Folder name -> ``{"peers": ..., "suites": ...}`` of every device that has either, GPUs first."""
+    """Folder name -> ``{"peers": ..., "suites": ..., "sizes": ...}`` of every device that has any, GPUs first."""
     found = {}
     for folder in sorted(p for p in results.iterdir() if p.is_dir()):
-        of = {kind: newest(folder, kind, key) for kind, key in (("peers", "cases"), ("suites", "suites"))}
+        of = {kind: newest(folder, kind, key) for kind, key in _KINDS.items()}
         if any(of.values()):
             found[folder.name] = of
     return dict(sorted(found.items(), key=lambda item: (_facts(item[1])["kind"] != "gpu", item[0])))
 
 
 def _facts(of: dict[str, Any]) -> dict[str, Any]:
-    return of["peers"] or of["suites"]
+    return next(filter(None, of.values()))
 
 
 # --- a model ----------------------------------------------------------------------------------------------------------
@@ -170,6 +175,35 @@ def suites_details(suites: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
+# --- single layers on tables ------------------------------------------------------------------------------------------
+
+
+def sizes_table(entries: list[dict[str, Any]]) -> str:
+    sizes = list(dict.fromkeys((s["rows"], s["columns"]) for e in entries for s in e.get("sizes", ())))
+    head = ["layer", *(f"{rows:,} x {columns}" for rows, columns in sizes)]
+    rows = [head, ["---"] + ["---:"] * len(sizes)]
+    for e in entries:
+        cells = {(s["rows"], s["columns"]): _gains(s) for s in e.get("sizes", ())}
+        rows.append([f"`{e['id']}`", *(cells.get(size, e.get("reason", e["status"])) for size in sizes)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _gains(size: dict[str, Any]) -> str:
+    told = " ".join(f"{size[name]['ratio']['median']:.2f}" for name in ("forward", "step"))
+    return told if size["swapped"] else f"({told})"
+
+
+def sizes_problems(entries: list[dict[str, Any]]) -> list[str]:
+    """What failed, and the swaps that are made and do not pay."""
+    found = [f"{e['id']}: failed: {e['reason']}" for e in entries if e["status"] == "failed"]
+    for e in entries:
+        for s in e.get("sizes", ()):
+            ratio = s["step"]["ratio"]["median"]
+            if s["swapped"] and ratio < SLOWER:
+                found.append(f"{e['id']}, {s['rows']} x {s['columns']}: {ratio}x: slower by more than 5 %")
+    return found
+
+
 # --- pages ------------------------------------------------------------------------------------------------------------
 
 
@@ -215,6 +249,9 @@ def text(name: str, of: dict[str, Any]) -> str:
         suites = of["suites"]["suites"]
         parts += ["## Their own tests", SUITES, suites_table(suites), source(of["suites"], "suites")]
         parts.append(suites_details(suites))
+    if of["sizes"]:
+        layers = of["sizes"]["layers"]
+        parts += ["## Tables of many sizes", SIZES, sizes_table(layers), source(of["sizes"], "layers")]
     return "\n\n".join(p for p in parts if p) + "\n"
 
 

@@ -8,6 +8,7 @@ parameter, buffer, key and hook stays where it was. A ``Layer`` keeps no state o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -58,7 +59,7 @@ class Adapter:
     spread: float = 4.0  # how far the proof spreads the conditioners' outputs, to either side of zero
     structural: bool = False  # known by its structure alone: swapped only after a proof
     by_numbers: bool = False  # what it computes cannot be told from the module's settings, only proved
-    pays_from: int = 0  # numbers in a table on a CPU, measured: below, the original's few small calls are as fast
+    pays_from: float = 0  # numbers in a table on a CPU, measured: below, the original's few small calls are as fast
     kind: str = ""  # what the report says beside "fused", where it is not a layer
     unknown: str = "computes none of the forms that are known"  # the reason where there is no candidate
 
@@ -85,12 +86,21 @@ class Adapter:
         """The methods that are watched and replaced."""
         return tuple(n for n, v in vars(self.Layer).items() if callable(v) and not n.startswith("_"))
 
+    @property
+    def waits(self) -> str:
+        """What the report says of a layer that no call has shown the size of yet."""
+        if not self.pays_from:
+            return ""
+        whole = math.isinf(self.pays_from)
+        return "not for tables on a CPU" if whole else f"tables on a CPU from {self.pays_from:,} numbers on"
+
     def too_small(self, call: Call) -> str | None:
         """Why a swap would not make such a call faster, or None. Where it does not pay it is not made."""
         x = next((v for v in tree_flatten((call.args, call.kwargs))[0] if isinstance(v, Tensor)), None)
         if x is None or x.dim() != 2 or x.device.type != "cpu" or x.numel() >= self.pays_from:
             return None
-        return f"{x.numel():,} numbers: on a CPU the original is as fast below {self.pays_from:,}"
+        most = f" below {self.pays_from:,} numbers" if math.isfinite(self.pays_from) else ""
+        return f"a table {tuple(x.shape)} on a CPU: the original is as fast{most}"
 
     def ready(self, module: nn.Module) -> bool:
         """Whether the module can be proved now; a layer that its first batch initialises is not before that."""

@@ -75,7 +75,7 @@ def _solve(a: Tensor, z: Tensor, *, upper: bool, unit: bool) -> Tensor:
     """``a^-1 z`` over axis 1 of z, shaped like it; all columns in one solve."""
     if channel_mix.row_major(z):
         rows = z.movedim(1, -1)
-        # As columns of a transposed view, which LAPACK takes as it lies; from the right the rows would be copied thrice.
+        # As columns of a transposed view, which LAPACK takes as it lies; from the right the rows would be copied.
         flat = rows.reshape(-1, rows.shape[-1]).t()
         made = torch.linalg.solve_triangular(a, flat, upper=upper, unitriangular=unit).t()
         return made.reshape(rows.shape).movedim(-1, 1)

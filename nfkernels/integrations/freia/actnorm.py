@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -13,6 +15,8 @@ from .layer import FreiaAdapter
 @register("FrEIA.modules.invertible_resnet.ActNorm")
 class ActNorm(FreiaAdapter):
     """``x exp(scale) + bias`` per channel. Whether a batch still has to initialize it is a plain attribute."""
+
+    pays_from = math.inf
 
     def refuse(self, module: nn.Module) -> str | None:
         if set(module._parameters) != {"scale", "bias"} or not hasattr(module, "init_on_next_batch"):

@@ -24,6 +24,7 @@ _CLAMPS = {
 class _Coupling(FreiaAdapter):
     """What the blocks share: the split, the clamp, the networks that are left alone."""
 
+    pays_from = 2**12
     networks: tuple[str, ...]
     whole = False  # whether all channels are transformed at once, by the condition alone
 
@@ -98,6 +99,7 @@ class Glow(_Coupling):
 class RealNVP(_Coupling):
     """As :class:`Glow`, with a network for the scales and one for the shifts."""
 
+    pays_from = 2**20  # the outputs of two networks have to be joined
     networks = ("subnet_s1", "subnet_t1", "subnet_s2", "subnet_t2")
 
     class Layer:

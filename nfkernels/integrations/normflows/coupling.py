@@ -19,6 +19,7 @@ _MAPS = {
 }
 _ADDITIVE = ScaleMap.additive()
 _LAYOUT = "shift_scale_interleaved"
+ON_TABLES = 2**17  # numbers, for a training step; log_prob and sampling gain on any
 
 
 def _map_of(coupling: nn.Module) -> ScaleMap | None:
@@ -28,6 +29,8 @@ def _map_of(coupling: nn.Module) -> ScaleMap | None:
 @register(f"{_FLOWS}.affine.coupling.AffineCoupling")
 class AffineCoupling(Adapter):
     """``[z1, z2] -> [z1, z2 s + t]``, params interleaved ``[t, s]``."""
+
+    pays_from = ON_TABLES
 
     def refuse(self, module: nn.Module) -> str | None:
         if not module.scale:
@@ -59,6 +62,8 @@ _MODES = ("channel", "channel_inv", "checkerboard", "checkerboard_inv")
 @register(f"{_FLOWS}.affine.coupling.AffineCouplingBlock")
 class AffineCouplingBlock(Adapter):
     """Split, coupling and merge in one pass: nothing is cut and nothing put together."""
+
+    pays_from = ON_TABLES
 
     def refuse(self, module: nn.Module) -> str | None:
         if [class_of(f) for f in module.flows] != _BLOCK:
@@ -147,6 +152,8 @@ _COLOURS = {False: Colours(False), True: Colours(True)}
 @register(f"{_FLOWS}.affine.coupling.MaskedAffineFlow")
 class MaskedAffineFlow(Adapter):
     """``b z + (1 - b) (z exp(s(b z)) + t(b z))``; what is not finite in s or t gives NaN."""
+
+    pays_from = 2**14
 
     def refuse(self, module: nn.Module) -> str | None:
         if module.b.dim() < 2 or not bool(((module.b == 0) | (module.b == 1)).all()):
