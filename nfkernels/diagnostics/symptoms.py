@@ -120,6 +120,8 @@ def diagnose(flow: Flow, x: Tensor, context: Tensor | None = None) -> list[Findi
         return [Finding("weights", bad, f"the parameter {bad} is not finite", "go back to an earlier checkpoint")]
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         return [Finding("data", "", "the data is not finite", "leave out what is NaN or infinite")]
+    if context is not None and not bool(torch.isfinite(torch.as_tensor(context)).all()):
+        return [Finding("data", "", "the context is not finite", "leave out what is NaN or infinite")]
     seen = look(flow, x, context)
     found = _broken(seen)
     if found:

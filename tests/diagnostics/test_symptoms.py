@@ -194,6 +194,8 @@ def test_weights_and_data_that_are_not_finite():
     flow = realnvp()
     found = only(flow, torch.full((4, 4), torch.nan))
     assert found.kind == "data"
+    (found,) = diagnose(models.MAF(4, layers=1, hidden=8, context=1), ROWS, torch.tensor([[torch.nan]]))
+    assert (found.kind, found.what) == ("data", "the context is not finite")
     with torch.no_grad():
         flow.bijection[1].conditioner.first.weight[0, 0] = torch.inf
     found = only(flow, ROWS)
