@@ -164,8 +164,7 @@ def coverage(
     axes.set_aspect("equal")
     axes.set_xlabel("nominal coverage")
     axes.set_ylabel("empirical coverage")
-    for text in made.legend(loc="outside lower center", ncols=2).get_texts():
-        text.set_parse_math(False)
+    style.verbatim(made.legend(loc="outside lower center", ncols=2))
     style.note(made, f"{found.shape[1] - shown} more lines are not drawn" if found.shape[1] > shown else "")
     return made
 

@@ -152,7 +152,8 @@ def _legend(made: Figure, columns: list[Column], labels: tuple[str, str]) -> Non
         handles.append(Line2D([], [], color=style.INK, linestyle="--", marker="s", markersize=4, label="truth"))
     wide = len(columns) > 2
     where = {"loc": "upper right", "bbox_to_anchor": (0.98, 0.98)} if wide else {"loc": "outside lower center"}
-    made.legend(handles=handles, fontsize=9 + min(len(columns), 4) // 2, ncols=1 if wide else len(handles), **where)
+    look = {"fontsize": 9 + min(len(columns), 4) // 2, "ncols": 1 if wide else len(handles)}
+    style.verbatim(made.legend(handles=handles, **look, **where))
 
 
 def _marginal(panel: Axes, column: Column, limits: tuple[float, float]) -> None:

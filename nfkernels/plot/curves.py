@@ -70,10 +70,10 @@ def training_curve(
         axes.plot(lost, [bottom] * len(lost), "x", color=style.RED, clip_on=False, label=f"not finite: {len(lost)}")
     axes.set_xlim(left=0)
     axes.set_xlabel("step")
-    axes.set_ylabel("bits per dimension" if unit == "bits/dim" else unit)
+    axes.set_ylabel("bits per dimension" if unit == "bits/dim" else unit, parse_math=False)
     axes.grid()
     if axes.get_legend_handles_labels()[0]:
-        axes.legend()
+        style.verbatim(axes.legend())
     if title:
         axes.set_title(title, parse_math=False)  # a name in it may hold dollars
     return made

@@ -18,6 +18,7 @@ from .._atomic import atomic_write
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 Limits = tuple[tuple[float, float], tuple[float, float]]
 
@@ -93,6 +94,12 @@ def note(made: Figure, *notes: str) -> None:
     told = "; ".join(text for text in notes if text)
     if told:
         made.supxlabel(told, fontsize=8, color=RED, parse_math=False)
+
+
+def verbatim(legend: Legend) -> None:
+    """Its labels as they are: a name in them may hold dollars."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def plane(axes: Axes, limits: Limits, title: str, *, ticks: bool = True) -> None:
