@@ -101,6 +101,17 @@ def test_saturated_scales(scale_map):
     assert f"100% of the scales of bijection.layers.3 (AffineCoupling) are saturated: they sit on the flat part of its {kind} map" in str(found)  # noqa: E501  # fmt: skip
 
 
+def test_saturated_by_data_that_is_far_too_large():
+    flow = realnvp(ScaleMap("tanh", clamp=1.0))
+    with torch.no_grad():
+        for layer in flow.bijection[1:]:
+            layer.conditioner.last.weight.normal_(generator=GENERATOR)
+    assert diagnose(flow, ROWS) == []
+    found = diagnose(flow, 1e6 * ROWS)
+    assert {finding.kind for finding in found} == {"saturated"}
+    assert "e+06: standardise the data, or try a lower" in found[0].advice
+
+
 def test_one_saturated_step_of_many():
     flow = glow(scale_map=ScaleMap("tanh", clamp=1.0))
     steps = flow.get_submodule("bijection.layers.1.levels.0.layers.1")
