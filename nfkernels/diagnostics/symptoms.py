@@ -193,12 +193,14 @@ def steepest_layer(seen: Look) -> str | None:
 
 def _broken(seen: Look) -> list[Finding]:
     """What keeps the rest from being looked at: the first layer without finite results, or the one that raised."""
-    for layer in seen.layers:
+    for at, layer in enumerate(seen.layers):
         if not layer.finite:
             parts = [number for number, scales in enumerate(layer.scales) if not scales.finite]
             where = layer.part(parts[0]) if parts else layer.title
             came = f" (its input is, up to {layer.largest_in:.2g})"
-            return [Finding("not finite", layer.name, f"the output of {where} is not finite{came}", _LOWER)]
+            grew = steepest_layer(Look(seen.layers[:at])) if layer.largest_in > _FAR else None  # who made it so large
+            what = f"the output of {where} is not finite{came}" + (f"; {grew}" if grew else "")
+            return [Finding("not finite", layer.name, what, _LOWER)]
     if seen.raised is None:
         return []
     name = seen.layers[-1].name if seen.layers and seen.inside else ""

@@ -193,6 +193,17 @@ def test_the_first_layer_that_is_not_finite():
     assert "the output of bijection.layers.2 (Breaks) is not finite (its input is, up to" in str(found)
 
 
+def test_what_overflows_names_the_layer_that_made_it_large():
+    flow = realnvp()
+    diagnose(flow, ROWS)
+    with torch.no_grad():
+        flow.bijection[0].log_scale.fill_(50.0)
+    flow.bijection.layers.insert(2, Breaks("1e30"))
+    found = only(flow, ROWS)
+    assert (found.kind, found.layer) == ("not finite", "bijection.layers.2")
+    assert "; most happens in bijection.layers.0 (ActNorm): values up to" in found.what
+
+
 def test_the_layer_that_raises():
     flow = realnvp()
     flow.bijection.layers.insert(2, Breaks("raises"))
