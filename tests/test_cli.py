@@ -78,6 +78,12 @@ def test_defects_of_the_program_keep_their_traceback(monkeypatch):
         cli.main(["train", *QUICK])
 
 
+def test_defects_of_the_parser_keep_theirs(monkeypatch):
+    monkeypatch.setattr(cli, "parse", lambda argv: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["info"])
+
+
 # --- info -----------------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import nfkernels
 
-LAZY = ["nfkernels", "nfkernels.training"]
+LAZY = ["nfkernels", "nfkernels.diagnostics", "nfkernels.training"]
 MODULES = [
     "nfkernels",
     *(f"nfkernels.{name}" for name in nfkernels.__all__ if inspect.ismodule(getattr(nfkernels, name))),

@@ -21,7 +21,7 @@ __all__ = ["build_parser", "main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status. ``argv`` is by default the process's."""
-    shown = warnings.showwarning
+    shown, options = warnings.showwarning, None
     try:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # names of files and classes may hold what this terminal cannot show
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not tells(error):
             return 1
-        told = sentence(error, COMMANDS[options.command].less)
+        told = None if options is None else sentence(error, COMMANDS[options.command].less)
         if told is None:
             raise
         with contextlib.suppress(BrokenPipeError):

@@ -77,14 +77,13 @@ def log_evidence(
         context = torch.as_tensor(context)
         if context.dim() and context.shape[0] != 1:
             raise ValueError(f"log_evidence takes one context at a time, got {context.shape[0]}: call it for each")
-        context = context if context.dim() == 0 else context[:1]
     parts = []
     with evaluating(flow):
         for start in range(0, count, batch_size):
             n = min(batch_size, count - start)
             x, log_q = flow.rsample_and_log_prob(n, context, generator=generator)
             x, log_q = (x.flatten(0, 1), log_q.flatten()) if log_q.dim() == 2 else (x, log_q)
-            log_p = log_density(x)
+            log_p = torch.as_tensor(log_density(x), device=x.device)
             if log_p.shape != log_q.shape:
                 raise ValueError(
                     f"log_density must give one number per sample, {list(log_q.shape)} for samples {list(x.shape)}, "

@@ -94,7 +94,7 @@ def _losses(
             given = context if context is None or context.dim() == 0 or len(context) == 1 else context[rows]
             given = None if given is None else given.to(device)
             log_q: Tensor | float = 0.0
-            if not chunk.is_floating_point():
+            if not chunk.is_floating_point() and hasattr(flow, "dequantize_and_log_prob"):
                 chunk, log_q = flow.dequantize_and_log_prob(chunk, generator=generator)
             elif getattr(flow, "dequantizes", False):
                 chunk = chunk + flow.noise(chunk, generator=generator)

@@ -56,6 +56,7 @@ def coverage(
     A posterior that is calibrated holds the truth in its 80 % region 80 % of the time; one that is too narrow
     (overconfident) less often, one that is too wide more often. The region of probability p is where the density is
     higher than at all but a share p of the flow's own samples: it takes densities alone to tell what lies inside.
+    Where samples are exactly as dense as theta (a flow that is flat somewhere), how many of them count is drawn.
 
     Args:
         flow: of the parameters given the context.
@@ -79,7 +80,11 @@ def coverage(
         own = flow.log_prob(theta, context)
         if not bool(torch.isfinite(own).all()) or bool(torch.isnan(drawn).any()):
             raise ValueError("the flow's log density is not finite at some theta or samples: look at flow.check(theta)")
-        return (drawn > own).float().mean(0)
+        above, ties = (drawn > own).sum(0), (drawn == own).sum(0)
+        if bool(ties.any()):
+            u = torch.rand(ties.shape, generator=generator, device=ties.device, dtype=torch.float64)
+            above = above + (u * (ties + 1)).long()
+        return above.double() / draws
 
     share = _in_chunks(outside, flow, theta, context, draws, batch_size)
     empirical = tuple(float((share < level).double().mean()) for level in levels)
@@ -146,10 +151,9 @@ def _in_chunks(
         raise ValueError("there is no theta to look at")
     if not bool(torch.isfinite(theta).all()):
         raise ValueError("theta is not finite everywhere")
-    if context is not None and len(context) != len(theta):
-        raise ValueError(
-            f"every theta needs the context it belongs to: got {len(theta)} theta, {len(context)} contexts"
-        )
+    contexts = len(theta) if context is None else context.shape[0] if context.dim() else 1
+    if contexts != len(theta) or (context is not None and not context.dim()):
+        raise ValueError(f"every theta needs the context it belongs to: got {len(theta)} theta, {contexts} contexts")
     if batch_size is None:
         batch_size = max(1, _VALUES_AT_ONCE // (draws * max(1, theta[0].numel())))
     if batch_size < 1:

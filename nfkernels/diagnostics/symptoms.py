@@ -22,6 +22,7 @@ Kind = Literal["weights", "data", "raises", "not finite", "exploding", "saturate
 # Each with a margin: a sound flow is far from all of them, however long it was trained.
 _LOG_SCALE = 16.0  # nats: a scale of 2^23 leaves float32 no digit of what was there
 _SATURATED = 0.9  # share of a coupling's scales on the flat part of their map
+_FAR = 1e3  # of a layer's input, which should be a few
 _OUTSIDE = 0.5  # share of what a spline is given that it leaves as it is
 _STILL, _WILD = 1e-2, 1e2  # standard deviation of a level's latents, which should be 1
 _UNUSED = 1e-4  # change of the samples, relative to the data's spread, when a level's latents are drawn anew
@@ -120,6 +121,8 @@ def diagnose(flow: Flow, x: Tensor, context: Tensor | None = None) -> list[Findi
         return [Finding("weights", bad, f"the parameter {bad} is not finite", "go back to an earlier checkpoint")]
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         return [Finding("data", "", "the data is not finite", "leave out what is NaN or infinite")]
+    if context is not None and not bool(torch.isfinite(torch.as_tensor(context)).all()):
+        return [Finding("data", "", "the context is not finite", "leave out what is NaN or infinite")]
     seen = look(flow, x, context)
     found = _broken(seen)
     if found:
@@ -190,12 +193,14 @@ def steepest_layer(seen: Look) -> str | None:
 
 def _broken(seen: Look) -> list[Finding]:
     """What keeps the rest from being looked at: the first layer without finite results, or the one that raised."""
-    for layer in seen.layers:
+    for at, layer in enumerate(seen.layers):
         if not layer.finite:
             parts = [number for number, scales in enumerate(layer.scales) if not scales.finite]
             where = layer.part(parts[0]) if parts else layer.title
             came = f" (its input is, up to {layer.largest_in:.2g})"
-            return [Finding("not finite", layer.name, f"the output of {where} is not finite{came}", _LOWER)]
+            grew = steepest_layer(Look(seen.layers[:at])) if layer.largest_in > _FAR else None  # who made it so large
+            what = f"the output of {where} is not finite{came}" + (f"; {grew}" if grew else "")
+            return [Finding("not finite", layer.name, what, _LOWER)]
     if seen.raised is None:
         return []
     name = seen.layers[-1].name if seen.layers and seen.inside else ""
@@ -221,7 +226,9 @@ def _of_layer(layer: LayerLook) -> list[Finding]:
             f"{scales.saturated:.0%} of the scales of {layer.part(stuck[0])} are saturated: they sit on the flat part "
             f"of its {scales.where} map and learn no more"
         )
-        found.append(Finding("saturated", layer.name, what, f"{_LOWER}, or take a wider map (--scale-map)"))
+        far = f"its input is up to {layer.largest_in:.2g}: standardise the data, or "
+        advice = f"{far if layer.largest_in > _FAR else ''}{_LOWER}, or take a wider map (--scale-map)"
+        found.append(Finding("saturated", layer.name, what, advice))
     out = [number for number, scales in enumerate(couplings) if scales.outside > _OUTSIDE]
     if out:
         scales = couplings[out[0]]

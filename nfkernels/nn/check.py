@@ -26,6 +26,7 @@ JACOBIAN_SAMPLES = 3  # the first, the middle and the last of the batch
 # Above these a layer is at fault. A round trip in float32 through a well-conditioned layer is near 1e-6.
 ROUND_TRIP = 1e-3
 LOGDET = 1e-6  # relative, in float64
+_UNITS = 16  # of the type's precision, where that is more: two bytes hold no 1e-3
 # Half a unit in the last place: times a condition number, what an inverse cannot but lose.
 EPS = {torch.float64: 1.1e-16, torch.float32: 6e-8, torch.bfloat16: 3.9e-3, torch.float16: 4.9e-4}
 
@@ -200,13 +201,14 @@ def _problem(row: LayerCheck, call: LayerCall) -> str:
     row.logdet_sum = _largest(forward + inverse) / max(1.0, _largest(forward))
     if x.shape[0] and 0 < x[0].numel() <= JACOBIAN_ELEMENTS:
         problem = _against_jacobian(row, call)
+    bound = max(ROUND_TRIP, _UNITS * EPS[x.dtype])
     # Not "error > bound", which a NaN would pass.
     if math.isnan(row.condition) and x.shape[0] and x.shape[1] <= CHANNELS:  # no Jacobian was taken
         row.condition = known_condition(layer, row.shape)
-    if not row.round_trip <= ROUND_TRIP:
-        blame = f"; condition number {row.condition:.1e}" if row.condition * EPS[x.dtype] > ROUND_TRIP else ""
+    if not row.round_trip <= bound:
+        blame = f"; condition number {row.condition:.1e}" if row.condition * EPS[x.dtype] > bound else ""
         return f"its inverse does not undo it (off by {row.round_trip:.1e}{blame})"
-    if not row.logdet_sum <= ROUND_TRIP:
+    if not row.logdet_sum <= bound:
         return f"forward and inverse disagree on the log-determinant (by {row.logdet_sum:.1e})"
     return problem
 

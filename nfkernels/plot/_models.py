@@ -44,9 +44,10 @@ def flow_of_rows(flow: Any, what: str) -> int:
 
 
 def log_density(model: Any, points: Tensor, context: Any = None) -> Tensor:
-    """``log p`` of points ``[N, D]`` float32, on the CPU in float64 ``[N]``.
+    """``log p`` of points ``[N, D]`` float64, on the CPU in float64 ``[N]``.
 
-    ``model``: anything with a ``log_prob``, or the function itself. Raises ``ValueError`` for what gives another shape.
+    ``model``: anything with a ``log_prob``, or the function itself, which is given the points in its own type (float32
+    where it has none). Raises ``ValueError`` for what gives another shape.
     """
     function = _log_prob(model)
     model = getattr(model, "__self__", model)  # whose method it is

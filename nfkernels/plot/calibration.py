@@ -67,7 +67,9 @@ def calibration(
         heights = numpy.histogram(found[:, at], edges - 0.5)[0] / expected
         _ranks_panel(axes, edges, heights, (low, high), f"99 % of calibrated flows, {len(found):,} simulations")
         outside = int(((heights < low) | (heights > high)).sum())
-        axes.set_title(f"{labels[at]}: {outside} of {bins} bars outside", fontsize=10, parse_math=False)
+        name = style.short(labels[at], 2.7, 10)
+        told = f"{name}:{' ' if len(name) < 12 else chr(10)}{outside} of {bins} bars outside"
+        axes.set_title(told, fontsize=10, parse_math=False)
         axes.set_xlabel(f"rank among {draws:,} draws")
     made.axes[0].set_ylabel("simulations over expected")
     made.legend(*made.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -146,7 +148,7 @@ def coverage(
     shown = min(found.shape[1], _MOST)
     for index in range(shown):
         colour, dashes, marker = style.SERIES[(index + (shown == 1)) % len(style.SERIES)]
-        label = labels[index] if names is not None or shown > 1 else "this flow"
+        label = style.in_legend(labels[index], 4) if names is not None or shown > 1 else "this flow"
         axes.plot(
             wanted[order],
             found[order, index],
@@ -164,8 +166,8 @@ def coverage(
     axes.set_aspect("equal")
     axes.set_xlabel("nominal coverage")
     axes.set_ylabel("empirical coverage")
-    for text in made.legend(loc="outside lower center", ncols=2).get_texts():
-        text.set_parse_math(False)
+    long = max(map(len, labels[:shown])) > 16
+    style.verbatim(made.legend(loc="outside lower center", ncols=1 if long else 2))
     style.note(made, f"{found.shape[1] - shown} more lines are not drawn" if found.shape[1] > shown else "")
     return made
 

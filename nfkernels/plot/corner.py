@@ -103,13 +103,14 @@ def corner(
                 _marginal(panel, columns[row], ranges[row])
             else:
                 _pair(panel, columns[at], columns[row], ranges[at], ranges[row])
-            _frame(panel, columns, row, at)
+            _frame(panel, columns, row, at, side / count)
     _legend(made, columns, labels)
     if left_out:
         told = ", ".join(left_out[:6]) + (f" and {len(left_out) - 6} more" if len(left_out) > 6 else "")
         title = f"{title}\nnot drawn: {told}" if title else f"not drawn: {told}"
     if title:
-        made.suptitle(title, fontsize=10 + count // 3, x=0.02, ha="left", parse_math=False)
+        size = 10 + count // 3
+        made.suptitle(style.wrapped(title, side, size), fontsize=size, x=0.02, ha="left", parse_math=False)
     style.note(made, own.note, drawn.note if drawn else "")
     made.align_labels()
     return made
@@ -152,7 +153,8 @@ def _legend(made: Figure, columns: list[Column], labels: tuple[str, str]) -> Non
         handles.append(Line2D([], [], color=style.INK, linestyle="--", marker="s", markersize=4, label="truth"))
     wide = len(columns) > 2
     where = {"loc": "upper right", "bbox_to_anchor": (0.98, 0.98)} if wide else {"loc": "outside lower center"}
-    made.legend(handles=handles, fontsize=9 + min(len(columns), 4) // 2, ncols=1 if wide else len(handles), **where)
+    look = {"fontsize": 9 + min(len(columns), 4) // 2, "ncols": 1 if wide else len(handles)}
+    style.verbatim(made.legend(handles=handles, **look, **where))
 
 
 def _marginal(panel: Axes, column: Column, limits: tuple[float, float]) -> None:
@@ -221,7 +223,7 @@ def _levels(density: numpy.ndarray) -> list[float]:
     return sorted({float(level) for level in found if level > 0})
 
 
-def _frame(panel: Axes, columns: list[Column], row: int, at: int) -> None:
+def _frame(panel: Axes, columns: list[Column], row: int, at: int, width: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
     last = row == len(columns) - 1
@@ -230,11 +232,11 @@ def _frame(panel: Axes, columns: list[Column], row: int, at: int) -> None:
     panel.tick_params(labelsize=8, labelbottom=last, labelleft=at == 0 and row > 0, length=3)
     panel.tick_params(axis="x", rotation=45 if last and len(columns) > 2 else 0)
     if last:
-        panel.set_xlabel(columns[at].name, parse_math=False)  # a name may hold dollars
+        panel.set_xlabel(style.short(columns[at].name, width, 10), parse_math=False)  # a name may hold dollars
     if row == at:
         panel.set_yticks([])
         panel.spines["left"].set_visible(False)
     else:
         panel.yaxis.set_major_locator(MaxNLocator(4, prune="both", integer=columns[row].step >= 1))
         if at == 0:
-            panel.set_ylabel(columns[row].name, parse_math=False)
+            panel.set_ylabel(style.short(columns[row].name, width, 10), parse_math=False)

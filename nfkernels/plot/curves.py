@@ -63,19 +63,19 @@ def training_curve(
     bottom, top = _range([loss for _, loss in train], [loss for _, loss in held_out], (baselines or {}).values())
     axes.set_ylim(bottom, top)
     for index, (name, loss) in enumerate((baselines or {}).items()):
-        label = f"{name}: {loss:.3f}" + (" (above)" if loss > top else "")
+        label = f"{style.in_legend(name, 3)}: {loss:.3f}" + (" (above)" if loss > top else "")
         axes.axhline(loss, color="0.45", linewidth=1, linestyle=("--", ":", "-.")[index % 3], label=label)
     lost = [step for points in (train, held_out) for step, loss in points if not math.isfinite(loss)]
     if lost:
         axes.plot(lost, [bottom] * len(lost), "x", color=style.RED, clip_on=False, label=f"not finite: {len(lost)}")
     axes.set_xlim(left=0)
     axes.set_xlabel("step")
-    axes.set_ylabel("bits per dimension" if unit == "bits/dim" else unit)
+    axes.set_ylabel("bits per dimension" if unit == "bits/dim" else unit, parse_math=False)
     axes.grid()
     if axes.get_legend_handles_labels()[0]:
-        axes.legend()
+        style.verbatim(axes.legend())
     if title:
-        axes.set_title(title, parse_math=False)  # a name in it may hold dollars
+        axes.set_title(style.wrapped(title, 6, 11), parse_math=False)  # a name in it may hold dollars
     return made
 
 

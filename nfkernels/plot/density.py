@@ -79,7 +79,8 @@ def seen(flow: Any, count: int, data: Rows | None, context: Any, limits: Any, pi
 
     def evaluated(ends: Sequence[tuple[float, float]]) -> tuple[Any, numpy.ndarray]:
         if count == 1:
-            return ends, _models.log_density(flow, torch.linspace(*ends[0], _LINE)[:, None], context).numpy()
+            line = torch.linspace(*ends[0], _LINE, dtype=torch.float64)
+            return ends, _models.log_density(flow, line[:, None], context).numpy()
         return ends, on_grid(flow, (ends[0], ends[1]), context, pixels)
 
     if limits is not None:
@@ -159,7 +160,7 @@ def on_grid(flow: Any, limits: style.Limits, context: Any, pixels: int) -> numpy
         low + side / count * (torch.arange(count, dtype=torch.float64) + 0.5)
         for (low, _), side, count in zip(limits, sides, counts, strict=True)
     )
-    points = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1).float()
+    points = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
     return _models.log_density(flow, points, context).view(len(y), len(x)).numpy()
 
 

@@ -69,7 +69,7 @@ def draw_grid(axes: Axes, flow: Flow, limits: style.Limits, data: Rows | None, c
     """Both families of lines and their legend. Returns what has to be told, or nothing."""
     from matplotlib.collections import LineCollection
 
-    lines = warped(flow, context).numpy()
+    lines = warped(flow, context).double().numpy()
     lost = int((~numpy.isfinite(lines)).any(-1).sum())
     if data is not None:
         axes.plot(*data.values[:_POINTS].T, ".", color="0.62", markersize=3, markeredgewidth=0)
@@ -85,8 +85,8 @@ def draw_grid(axes: Axes, flow: Flow, limits: style.Limits, data: Rows | None, c
 
 
 def warped(flow: Flow, context: Any = None) -> Tensor:
-    """The grid in the data, float32 ``[2, 21, 600, 2]`` on the CPU: first the lines of one ``z_1``, then of one
-    ``z_2``."""
+    """The grid in the data, ``[2, 21, 600, 2]`` in the flow's type on the CPU: first the lines of one ``z_1``, then
+    of one ``z_2``."""
     from ..nn import StandardNormal
 
     like = flow.base.like
@@ -104,4 +104,4 @@ def warped(flow: Flow, context: Any = None) -> Tensor:
         z = torch.stack(families)
         given = _models.one_context(context, like.device)
         x = flow.decode(z.flatten(0, 2).to(like), given, batch_size=_models.AT_ONCE)
-        return x.float().cpu().view(z.shape)
+        return x.cpu().view(z.shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -37,7 +38,7 @@ def image_grid(images: Any, *, columns: int | None = None, grey_levels: int = 25
     pixels = tiles(images, columns=columns, grey_levels=grey_levels)
     made, axes = _pixel_figure(pixels, top=40 if title else 0)
     if title:
-        axes.set_title(title, parse_math=False)
+        axes.set_title(style.short(title, pixels.shape[1] / style.DPI, 11), parse_math=False)
     return made
 
 
@@ -54,14 +55,14 @@ def interpolation(rows: Any, *, grey_levels: int = 256, title: str | None = None
         ValueError: another shape or type, values that are not below ``grey_levels``.
         ImportError: no matplotlib.
     """
-    images = torch.as_tensor(rows)
+    images = _tensor(rows)
     if images.dim() != 5 or not images.numel():
         raise ValueError(f"rows are {list(images.shape)}: expected [R, M, C, H, W], none of them 0")
     count = images.shape[1]
     pixels = tiles(images.flatten(0, 1), columns=count, grey_levels=grey_levels)
     made, axes = _pixel_figure(pixels, bottom=58, top=40 if title else 0)
     if title:
-        axes.set_title(title, parse_math=False)
+        axes.set_title(style.short(title, pixels.shape[1] / style.DPI, 11), parse_math=False)
     axes.set_axis_on()
     axes.spines[:].set_visible(False)
     axes.set_yticks([])
@@ -87,9 +88,14 @@ def _pixel_figure(pixels: Tensor, *, top: int = 0, bottom: int = 0) -> tuple[Fig
     return made, axes
 
 
+def _tensor(images: Any) -> Tensor:
+    """Of arrays that run backwards, too: torch has no negative strides."""
+    return images if isinstance(images, Tensor) else torch.as_tensor(numpy.ascontiguousarray(images))
+
+
 def tiles(images: Any, *, columns: int | None = None, grey_levels: int = 256) -> Tensor:
     """The pixels of `image_grid`, uint8 ``[H, W]`` or ``[H, W, 3]`` on the CPU; same arguments, same errors."""
-    images = torch.as_tensor(images)
+    images = _tensor(images)
     if images.dim() != 4 or not images.numel():
         raise ValueError(f"images are {list(images.shape)}: expected [N, C, H, W], none of them 0")
     if images.dtype != torch.uint8:

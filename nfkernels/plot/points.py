@@ -59,8 +59,8 @@ def _dots(data: Rows, drawn: Rows, names: list[str] | None, limits: Any, title: 
     draw_points(left, data, limits, "data", style.INK)
     draw_points(right, drawn, limits, "samples", style.BLUE)
     for axes in (left, right) if names else ():
-        axes.set_xlabel(names[0], parse_math=False)
-        axes.set_ylabel(names[1], parse_math=False, rotation=90, labelpad=4)
+        axes.set_xlabel(style.short(names[0], 4, 10), parse_math=False)
+        axes.set_ylabel(style.short(names[1], 4, 10), parse_math=False, rotation=90, labelpad=4)
     return made
 
 
@@ -86,7 +86,7 @@ def _histograms(data: Rows, drawn: Rows, names: list[str], title: str | None) ->
         ):
             axes.hist(values, bins, weights=numpy.full(len(values), 1 / (len(values) * (bins[1] - bins[0]))), **look)
         axes.set_xlim(*limits[at])
-        axes.set_xlabel(names[at], parse_math=False)
+        axes.set_xlabel(style.short(names[at], 2.4, 10), parse_math=False)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         if at == 0:

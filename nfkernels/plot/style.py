@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from .._atomic import atomic_write
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 Limits = tuple[tuple[float, float], tuple[float, float]]
 
@@ -79,13 +81,34 @@ def drawing() -> Iterator[None]:
 
 
 def figure(width: float, height: float, title: str | None = None, *, layout: Any = "constrained") -> Figure:
-    """An empty figure of so many inches."""
+    """An empty figure of so many inches, and more for a title of several lines."""
     from ._figure import NotebookFigure
 
-    made = NotebookFigure(figsize=(width, height), layout=layout)
+    title = wrapped(title, width, 13) if title else ""
+    made = NotebookFigure(figsize=(width, height + 0.22 * title.count("\n")), layout=layout)
     if title:
         made.suptitle(title, parse_math=False)  # a name in it may hold dollars
     return made
+
+
+def wrapped(text: str, width: float, size: float) -> str:
+    """In lines of so many inches at this size of letters, as what sticks out of a figure is cut off."""
+    return "\n".join(part for line in text.split("\n") for part in textwrap.wrap(line, _letters(width, size)) or [""])
+
+
+def short(text: str, width: float, size: float) -> str:
+    """In one line of so many inches: beginning and end of what is longer."""
+    most = _letters(width, size)
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[len(text) - most + most // 2 + 3 :]}"
+
+
+def in_legend(name: str, width: float) -> str:
+    """As `short`; matplotlib leaves out of legends what begins with an underscore."""
+    return (" " if name.startswith("_") else "") + short(name, width, 9)
+
+
+def _letters(width: float, size: float) -> int:
+    return max(8, int(width * 72 / (0.62 * size)))  # DejaVu's letters are so wide, most of them
 
 
 def note(made: Figure, *notes: str) -> None:
@@ -93,6 +116,12 @@ def note(made: Figure, *notes: str) -> None:
     told = "; ".join(text for text in notes if text)
     if told:
         made.supxlabel(told, fontsize=8, color=RED, parse_math=False)
+
+
+def verbatim(legend: Legend) -> None:
+    """Its labels as they are: a name in them may hold dollars."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def plane(axes: Axes, limits: Limits, title: str, *, ticks: bool = True) -> None:

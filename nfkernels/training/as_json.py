@@ -15,14 +15,15 @@ from .progress import unread_is_fine
 def print_json(facts: Mapping[str, Any]) -> None:
     """Onto stdout. Numbers that are not finite, for which JSON has no word, become null; paths become text."""
     with unread_is_fine(sys.stdout):
-        print(json.dumps(_plain(facts), indent=2, allow_nan=False), flush=True)
+        print(json.dumps(plain(facts), indent=2, allow_nan=False), flush=True)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What JSON has words for."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
+        return {str(name): plain(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [plain(one) for one in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

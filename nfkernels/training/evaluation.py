@@ -30,7 +30,7 @@ class Evaluation:
 
     Args:
         mean: over samples, each with its own mean over draws, in ``unit``.
-        standard_error: of that mean, over samples (the draws share them); 0 for a single sample.
+        standard_error: of that mean, over samples (the draws share them); NaN for a single one.
         samples: how many.
         draws: dequantisation draws per image or row (1 where nothing is drawn).
         unit: ``"bits/dim"`` for image flows (an upper bound), else ``"nats"``.
@@ -144,7 +144,7 @@ def images_at_once(shape: Sequence[int]) -> int:
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
-    error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else 0.0
+    error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
     return float(values.mean()), error
 
 

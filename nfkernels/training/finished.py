@@ -271,6 +271,8 @@ def _picture(options: argparse.Namespace, folder: RunFolder | None, name: str) -
     for file in (out, options.npz and Path(options.npz)):
         if file is not None:
             check_can_be_written(file)
+    if out.suffix.lower() != ".png":
+        raise TrainingError(f"--out {out}: expected a name that ends in .png")
     return out
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .._atomic import flush, flush_folder, remove_unfinished, write_text
+from .as_json import plain
 from .errors import TrainingError
 from .recipe import most_threads
 
@@ -212,6 +213,6 @@ def _append(path: Path, entry: dict[str, Any]) -> None:
     # One write of a whole line, flushed to the kernel: readers see no halves while the run goes on.
     try:
         with open(path, "ab", buffering=0) as file:
-            file.write((json.dumps(entry) + "\n").encode())
+            file.write((json.dumps(plain(entry), allow_nan=False) + "\n").encode())
     except OSError as error:
         raise type(error)(error.errno, error.strerror, str(path)) from error

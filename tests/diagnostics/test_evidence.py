@@ -58,6 +58,7 @@ def test_one_context_and_weights_of_zero():
     ("density", "options", "message"),
     [
         (lambda x: x, {}, r"one number per sample, \[10\] for samples \[10, 2\], got \[10, 2\]"),
+        (lambda x: -1.0, {}, r"one number per sample, \[10\] for samples \[10, 2\], got \[\]"),
         (lambda x: x[:, 0] * math.nan, {}, "10 of 10 weights are not finite"),
         (lambda x: x[:, 0] + math.inf, {}, "10 of 10 weights are not finite"),
         (lambda x: x[:, 0] - math.inf, {}, "-inf at all samples"),

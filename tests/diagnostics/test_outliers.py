@@ -117,6 +117,7 @@ def test_without_a_class_all_of_them_count_alike():
     ("options", "message"),
     [
         ({"x": torch.zeros(0, 2)}, "no samples to score"),
+        ({"x": torch.zeros(3, 2, dtype=torch.int64)}, "data must be a floating point tensor, got torch.int64"),
         ({"reference": torch.zeros(0, 2)}, "reference has no samples"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
     ],

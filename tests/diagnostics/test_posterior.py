@@ -8,6 +8,7 @@ import pytest
 import torch
 from known_flows import gaussian, pairs, posterior
 
+from nfkernels import nn as N
 from nfkernels.diagnostics import coverage, ranks
 
 LEVELS = (0.5, 0.8, 0.95)
@@ -44,6 +45,14 @@ def test_chunks_and_flows_without_a_context():
     parts = coverage(posterior(), theta, x, draws=100, generator=generator(), batch_size=7)
     assert all(abs(a - b) < 0.12 for a, b in zip(whole.empirical, parts.empirical, strict=True))
     found = coverage(gaussian(), torch.randn(2000, 2, generator=generator()), draws=100, generator=generator())
+    assert all(abs(a - b) < 0.05 for a, b in zip(found.empirical, LEVELS, strict=True))
+
+
+def test_a_flat_flow_covers_what_it_says():
+    """All its samples are as dense as the truth."""
+    flow = N.Flow(N.ActNorm(2), N.Uniform(2, -1.0, 1.0)).eval()
+    theta = torch.rand(2000, 2, generator=generator()) * 2 - 1
+    found = coverage(flow, theta, draws=100, generator=generator())
     assert all(abs(a - b) < 0.05 for a, b in zip(found.empirical, LEVELS, strict=True))
 
 
@@ -88,6 +97,7 @@ def test_the_flow_is_left_as_it_is():
         ({"theta": torch.zeros(5, 3)}, r"theta is \[N, 2\] of this flow, got \[5, 3\]"),
         ({"theta": torch.full((5, 2), math.nan)}, "theta is not finite"),
         ({"context": torch.zeros(4, 2)}, "5 theta, 4 contexts"),
+        ({"context": torch.tensor(0.0)}, "5 theta, 1 contexts"),
         ({"draws": 0}, "draws must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],

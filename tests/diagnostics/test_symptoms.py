@@ -101,6 +101,17 @@ def test_saturated_scales(scale_map):
     assert f"100% of the scales of bijection.layers.3 (AffineCoupling) are saturated: they sit on the flat part of its {kind} map" in str(found)  # noqa: E501  # fmt: skip
 
 
+def test_saturated_by_data_that_is_far_too_large():
+    flow = realnvp(ScaleMap("tanh", clamp=1.0))
+    with torch.no_grad():
+        for layer in flow.bijection[1:]:
+            layer.conditioner.last.weight.normal_(generator=GENERATOR)
+    assert diagnose(flow, ROWS) == []
+    found = diagnose(flow, 1e6 * ROWS)
+    assert {finding.kind for finding in found} == {"saturated"}
+    assert "e+06: standardise the data, or try a lower" in found[0].advice
+
+
 def test_one_saturated_step_of_many():
     flow = glow(scale_map=ScaleMap("tanh", clamp=1.0))
     steps = flow.get_submodule("bijection.layers.1.levels.0.layers.1")
@@ -182,6 +193,17 @@ def test_the_first_layer_that_is_not_finite():
     assert "the output of bijection.layers.2 (Breaks) is not finite (its input is, up to" in str(found)
 
 
+def test_what_overflows_names_the_layer_that_made_it_large():
+    flow = realnvp()
+    diagnose(flow, ROWS)
+    with torch.no_grad():
+        flow.bijection[0].log_scale.fill_(50.0)
+    flow.bijection.layers.insert(2, Breaks("1e30"))
+    found = only(flow, ROWS)
+    assert (found.kind, found.layer) == ("not finite", "bijection.layers.2")
+    assert "; most happens in bijection.layers.0 (ActNorm): values up to" in found.what
+
+
 def test_the_layer_that_raises():
     flow = realnvp()
     flow.bijection.layers.insert(2, Breaks("raises"))
@@ -194,6 +216,8 @@ def test_weights_and_data_that_are_not_finite():
     flow = realnvp()
     found = only(flow, torch.full((4, 4), torch.nan))
     assert found.kind == "data"
+    (found,) = diagnose(models.MAF(4, layers=1, hidden=8, context=1), ROWS, torch.tensor([[torch.nan]]))
+    assert (found.kind, found.what) == ("data", "the context is not finite")
     with torch.no_grad():
         flow.bijection[1].conditioner.first.weight[0, 0] = torch.inf
     found = only(flow, ROWS)

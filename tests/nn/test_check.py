@@ -67,6 +67,18 @@ def test_a_sound_flow():
     assert all(torch.equal(v, before[k]) for k, v in flow.state_dict().items()), "check leaves the flow as it is"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_sound_flow_of_two_bytes(dtype):
+    """Its inverse loses what the type cannot hold, which is no layer's fault."""
+    torch.manual_seed(0)
+    flow = models.NSF(4, layers=2, hidden=16).eval()
+    with torch.no_grad():
+        for p in flow.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    report = flow.to(dtype).check(torch.randn(8, 4, dtype=dtype))
+    assert report.ok, report
+
+
 @pytest.mark.parametrize(
     ("layer", "problem"),
     [

@@ -74,6 +74,7 @@ def test_the_truth_is_in_the_picture():
     assert not [line for line in grid[1, 0].lines if line.get_marker() == "s"]
     assert "truth" in texts(figure)
     assert "truth" not in texts(plot.corner(rows(20, 3)))
+    drawn(plot.corner(rows(20, 2), rows(20, 2), labels=("the $_$", "our $_$")))  # no formulas
 
 
 def test_whole_numbers_are_seen_and_can_be_told():

@@ -39,6 +39,9 @@ def test_units_and_the_key_that_goes_with_them():
     figure = plot.training_curve([{"step": 1, "nll": 3.0}, {"step": 2, "nll": 2.0}], unit="nats")
     assert lines(figure)["training"] == [[1, 3], [2, 2]]
     assert "nats" in texts(figure)
+    drawn(plot.training_curve(HISTORY, baselines={"in $_$": 2.5, "of $_$": 3.0}))  # no formulas
+    assert "_hidden: 2.500" in texts(plot.training_curve(HISTORY, baselines={"_hidden": 2.5}))
+    drawn(plot.training_curve([{"step": 1, "nll": 3.0}], unit="nats $_$"))
     with pytest.raises(ValueError, match="history holds losses as nll, and unit='bits/dim' is for bpd"):
         plot.training_curve([{"step": 1, "validation_nll": 3.0}])
     drawn(plot.training_curve([]))

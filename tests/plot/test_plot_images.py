@@ -100,3 +100,9 @@ def test_levels_and_columns_are_checked():
         plot.image_grid(pictures(), columns=0)
     with pytest.raises(ValueError, match=r"rows are \[6, 1, 4, 4\]: expected \[R, M, C, H, W\]"):
         plot.interpolation(pictures())
+
+
+def test_arrays_that_run_backwards():
+    images = pictures(4, (3, 8, 8))
+    assert torch.equal(tiles(images.numpy()[:, ::-1]), tiles(images.flip(1)))
+    drawn(plot.interpolation(images.numpy()[None, ::-1]))

@@ -190,6 +190,16 @@ def test_a_flow_of_images_or_of_many_columns_is_sent_elsewhere():
         plot.density(3, limits=((0, 1), (0, 1)))
 
 
+def test_columns_far_from_zero_are_drawn_in_the_flows_own_precision():
+    """Seconds since 1970: the next number of float32 is two minutes away."""
+    for count in (1, 2):
+        flow = flow_of(N.Standardize(torch.full((count,), 1.7e9, dtype=torch.float64), 1.0), columns=count).double()
+        axes = plot.density(flow, limits=[(1.7e9 - 3, 1.7e9 + 3)] * 2 if count == 2 else (1.7e9 - 3, 1.7e9 + 3)).axes[0]
+        drawn = axes.images[0].get_array().data[110] if count == 2 else axes.lines[0].get_ydata()
+        assert len(set(drawn.round(6).tolist())) > 100
+    assert grid.warped(flow)[0, :, 0, 0].unique().numel() == 21
+
+
 # --- the grid ---------------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ import torch
 matplotlib = pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")
 
-from figures import drawn, every_picture, grey  # noqa: E402
+from figures import drawn, every_picture, grey, pictures, rows  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from nfkernels import plot  # noqa: E402
@@ -91,6 +91,43 @@ def test_angles_go_up_and_down_in_lightness_once():
 def test_series_differ_in_lines_or_markers_too():
     assert len({(dashes, marker) for _, dashes, marker in style.SERIES}) == len(style.SERIES)
     assert len({marker for _, _, marker in style.SERIES}) == len(style.SERIES)
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+LONG = [f"a long name, as tables have them, number {at} of many" for at in range(4)]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda title: plot.corner(rows(columns=4), names=LONG, title=title),
+        lambda title: plot.calibration(torch.arange(400).view(100, 4) % 11, 10, names=LONG, title=title),
+        lambda title: plot.coverage([0.5], [[0.4, 0.5, 0.6, 0.7]], count=10, names=LONG, title=title),
+        lambda title: plot.samples(rows(), rows(), names=LONG[:2], title=title),
+        lambda title: plot.samples(rows(columns=4), rows(columns=4), names=LONG, title=title),
+        lambda title: plot.training_curve([{"step": 1, "bpd": 2.0}], baselines={LONG[0]: 3.0}, title=title),
+        lambda title: plot.image_grid(pictures(), title=title),
+    ],
+)
+def test_long_names_stay_in_the_picture_and_off_each_other(draw):
+    from matplotlib.text import Text
+
+    figure = draw("a title of as many words as somebody may have for a picture " * 3)
+    drawn(figure)
+    page = figure.bbox
+    boxes = [t.get_window_extent() for t in figure.findobj(Text) if len(t.get_text()) > 7 and t.get_visible()]
+    assert len(boxes) >= 1
+    for box in boxes:
+        assert page.x0 - 1 <= box.x0 <= box.x1 <= page.x1 + 1
+        assert page.y0 - 1 <= box.y0 <= box.y1 <= page.y1 + 1
+    assert not any(one.overlaps(other) for at, one in enumerate(boxes) for other in boxes[:at])
+
+
+def test_short_keeps_beginning_and_end():
+    assert style.short("a" * 30 + "b" * 30, 1.0, 10) == "aaaaa...bbb"
+    assert style.short("abc", 1.0, 10) == "abc"
+    assert style.wrapped("one two three", 1.0, 10) == "one two\nthree"
 
 
 # --- files and notebooks ----------------------------------------------------------------------------------------------

@@ -65,6 +65,7 @@ def test_sample_refuses_in_one_sentence(capsys, digits_run):
     os.mkfifo("pipe")  # or /dev/null, which root could replace by the picture
     for option in ("--out", "--npz"):
         assert "pipe is a device or a pipe" in refused(capsys, "sample", digits_run, option, "pipe")
+    assert "--out x.jpg: expected a name that ends in .png" in refused(capsys, "sample", digits_run, "--out", "x.jpg")
     assert "is for --resume" in refused(capsys, "sample", digits_run / "checkpoint.safetensors")
 
 

@@ -17,6 +17,7 @@ from nfkernels import cli  # noqa: E402
 from nfkernels.training import commands  # noqa: E402
 from nfkernels.training.as_json import print_json  # noqa: E402
 from nfkernels.training.progress import wish_of  # noqa: E402
+from nfkernels.training.run_folder import RunFolder  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -107,3 +108,9 @@ def test_what_json_has_no_word_for(capsys):
     assert json.loads(capsys.readouterr().out) == {
         "a": None, "b": [None, 1.0], "c": {"d": "x/y"}, "e": [True, None, "ü"],
     }  # fmt: skip
+
+
+def test_metrics_are_json_whatever_they_are(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.log({"step": 3, "test_bpd": math.nan, "test_standard_error": math.inf})
+    assert folder.metrics.read_text() == '{"step": 3, "test_bpd": null, "test_standard_error": null}\n'
