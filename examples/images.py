@@ -5,7 +5,7 @@
 Prints bits per dimension of the test images (lower is better) beside those of independent pixels, and how well the
 likelihood tells digits from images that are none (AUROC: 0.5 is guessing, 1 perfect). Writes ``training.png``,
 ``samples.png``, ``interpolation.png`` and ``scores.png`` (the sixteen most and the sixteen least likely test images).
-The model is small and its training short: ``nfkernels train`` takes a few minutes and gets further.
+The model is small and its training short: ``nfkernels train`` takes longer and gets further.
 """
 
 import argparse
