@@ -87,7 +87,7 @@ def linear() -> object:
         triangular.weight[1, 0] = -0.9
         triangular.log_scale.copy_(torch.tensor([0.8, 1.4]).log())
         full.weight.copy_(torch.tensor([[0.9, 0.7], [-0.5, 1.2]]))
-    return bent({"a triangular matrix": triangular, "a full matrix": full})
+    return bent({"triangular matrix": triangular, "full matrix": full})
 
 
 def coupling() -> object:
@@ -99,7 +99,7 @@ def coupling() -> object:
         torch.tensor([False, True]),
         spline=spline,
     )
-    return bent({"an affine coupling": affine, "a spline coupling": knots})
+    return bent({"affine coupling": affine, "spline coupling": knots})
 
 
 def bent(layers: dict[str, nn.Module]) -> object:

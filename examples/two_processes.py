@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--steps", type=int, default=200, help="training steps")
     options = parser.parse_args(argv)
 
+    options.out.mkdir(parents=True, exist_ok=True)
     # fit() would bring the processes together by itself; here they also compare their weights afterwards.
     launched = "RANK" in os.environ
     if launched:
@@ -81,7 +82,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     numbers["difference"] = max(abs(a[key] - b[key]) for a, b in pairs for key in a if key in ("nll", "validation_nll"))
     print(f"validation, nats: {result.best:.4f}; a single process with the same batches: {single.best:.4f}")
     print(f"largest difference of a loss in {len(pairs)} lines of the log: {numbers['difference']:.1e}")
-    options.out.mkdir(parents=True, exist_ok=True)
     plot.save(plot.training_curve(result.history, unit="nats"), options.out / "training.png")
     print(f"wrote {options.out / 'training.png'}")
     return numbers
