@@ -2,8 +2,10 @@
 
 ``NFKERNELS_CPU`` and ``NFKERNELS_CUDA`` are ``auto`` (the default), ``1`` (a failure to build that module is fatal) or
 ``0`` (leave it out). Under ``auto`` an installation without a working compiler succeeds, loudly, and runs on Triton and
-on the PyTorch reference. CUDA needs nvcc, not a GPU and not a CUDA build of torch; ``TORCH_CUDA_ARCH_LIST`` (as in
-"9.0" or "8.0;9.0+PTX") replaces the architectures. ``MAX_JOBS`` bounds parallel compilers.
+on the PyTorch reference. CUDA needs nvcc, not a GPU and not a CUDA build of torch, but ``auto`` leaves it out for a CPU
+build of torch, which cannot use it. ``TORCH_CUDA_ARCH_LIST`` (as in "9.0" or "8.0;9.0+PTX") names the architectures and
+asks for them; by default they are those of the GPUs that are here, or where there is none all. ``MAX_JOBS`` bounds
+parallel compilers.
 """
 
 import contextlib
@@ -90,11 +92,29 @@ def find_cuda() -> Path:
     raise RuntimeError(f"nvcc was not found ({named or 'neither CUDA_HOME nor /usr/local/cuda'})")
 
 
+def architectures_named() -> list[str]:
+    return os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+
+
+def gpus() -> list[str]:
+    """The architectures of this machine's GPUs that the kernels are for, each once, as "90"."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    found = {int(major + minor) for major, minor in re.findall(r"^(\d+)\.(\d)$", told, re.MULTILINE)}
+    return [str(number) for number in sorted(found) if number >= 80]
+
+
 def architectures(nvcc: Path) -> tuple[list[str], list[str]]:
-    """(machine code for, PTX for): TORCH_CUDA_ARCH_LIST, or those of ARCHITECTURES that this nvcc knows."""
+    """(machine code for, PTX for): TORCH_CUDA_ARCH_LIST, the GPUs' own, or those of ARCHITECTURES that nvcc knows."""
     listed = subprocess.run([str(nvcc), "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
     known = re.findall(r"compute_(\d+)", listed)
-    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    wanted = architectures_named()
+    here = gpus() if not wanted else []
+    if here and all(a in known for a in here):
+        return here, []
     if not wanted:
         code = [a for a in ARCHITECTURES if a in known]
         return code, code[:1]
@@ -175,6 +195,12 @@ def module_flags() -> list[str]:
     return [f"-DNF_SCHEMA_VERSION={schema_version()}", "-DPy_LIMITED_API=0x030a0000", python]
 
 
+def torch_has_cuda() -> bool:
+    import torch
+
+    return torch.version.cuda is not None
+
+
 def build_cpu(build: Path, output: Path) -> None:
     torch_compile, link = torch_flags()
     x86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -192,6 +218,10 @@ def build_cuda(build: Path, output: Path) -> None:
     home, compiler = find_cuda(), find_compiler()
     nvcc = home / "bin" / "nvcc"
     torch_compile, link = torch_flags()
+    if os.environ.get("NFKERNELS_CUDA") != "1" and not architectures_named() and not torch_has_cuda():
+        raise RuntimeError(
+            "this PyTorch is a CPU build (NFKERNELS_CUDA=1 or TORCH_CUDA_ARCH_LIST would build all the same)"
+        )
     code, ptx = architectures(nvcc)
     ninja = NinjaFile(build, compiler)
     ninja.add_nvcc(nvcc)
@@ -224,7 +254,8 @@ MODULES = {
         "NFKERNELS_CUDA",
         "CUDA kernels",
         "On an NVIDIA GPU the Triton kernels serve instead. Without such a GPU this does not matter.",
-        "install the CUDA toolkit (nvcc; set CUDA_HOME if it is not in /usr/local/cuda), then install again.",
+        "install a CUDA build of PyTorch and the toolkit (nvcc; set CUDA_HOME if it is not in /usr/local/cuda), then "
+        "this again.",
     ),
 }
 

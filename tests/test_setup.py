@@ -39,10 +39,64 @@ def nvcc(tmp_path):
     ],
 )
 def test_architectures(recipe, nvcc, monkeypatch, wanted, code, ptx):
+    monkeypatch.setattr(recipe, "gpus", list)
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
     if wanted is not None:
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wanted)
     assert recipe.architectures(nvcc) == (code, ptx)
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "ptx"),
+    [
+        ("9.0\n9.0\n8.6\n7.5\n", ["86", "90"], []),
+        ("7.5\n", ["80", "86", "90", "100"], ["80"]),  # a GPU that the kernels are not for
+        ("12.0\n", ["80", "86", "90", "100"], ["80"]),  # one that this nvcc does not know
+        ("no devices were found\n", ["80", "86", "90", "100"], ["80"]),
+    ],
+)
+def test_architectures_of_the_gpus_that_are_here(recipe, nvcc, monkeypatch, tmp_path, told, code, ptx):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nprintf '{told}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    assert recipe.architectures(nvcc) == (code, ptx)
+
+
+def test_without_nvidia_smi_there_is_no_gpu(recipe, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert recipe.gpus() == []
+
+
+@pytest.mark.parametrize(
+    ("has_cuda", "environment", "built"),
+    [
+        (True, {}, True),
+        (False, {}, False),
+        (False, {"NFKERNELS_CUDA": "1"}, True),
+        (False, {"TORCH_CUDA_ARCH_LIST": "9.0"}, True),
+    ],
+)
+def test_a_cpu_build_of_torch_gets_no_cuda_kernels_unless_asked(
+    recipe, nvcc, monkeypatch, tmp_path, has_cuda, environment, built
+):
+    for name in ("NFKERNELS_CUDA", "TORCH_CUDA_ARCH_LIST"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "bin").mkdir()
+    nvcc.rename(tmp_path / "bin" / "nvcc")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(recipe, "torch_has_cuda", lambda: has_cuda)
+    ran = []
+    monkeypatch.setattr(recipe.NinjaFile, "run", lambda self, output, link: ran.append(output))
+    if built:
+        recipe.build_cuda(tmp_path / "build", tmp_path / "out.so")
+    else:
+        with pytest.raises(RuntimeError, match="this PyTorch is a CPU build"):
+            recipe.build_cuda(tmp_path / "build", tmp_path / "out.so")
+    assert bool(ran) == built
 
 
 @pytest.mark.parametrize(
