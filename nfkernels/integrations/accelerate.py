@@ -113,7 +113,7 @@ def accelerate(
                 rows.append(row(path, module, "kept", reason))
             else:
                 found[module] = adapter
-                rows.append(row(path, module, "pending", adapter.waits))
+                rows.append(row(path, module, "pending", adapter.waits(module)))
                 rows[-1]._kind = adapter.kind
                 parts |= dict.fromkeys(adapter.parts(module), rows[-1])
     report = Report(type(model).__name__, rows, dry_run)

@@ -59,7 +59,6 @@ class Adapter:
     spread: float = 4.0  # how far the proof spreads the conditioners' outputs, to either side of zero
     structural: bool = False  # known by its structure alone: swapped only after a proof
     by_numbers: bool = False  # what it computes cannot be told from the module's settings, only proved
-    pays_from: float = 0  # numbers in a table on a CPU, measured: below, the original's few small calls are as fast
     kind: str = ""  # what the report says beside "fused", where it is not a layer
     unknown: str = "computes none of the forms that are known"  # the reason where there is no candidate
 
@@ -86,20 +85,23 @@ class Adapter:
         """The methods that are watched and replaced."""
         return tuple(n for n, v in vars(self.Layer).items() if callable(v) and not n.startswith("_"))
 
-    @property
-    def waits(self) -> str:
-        """What the report says of a layer that no call has shown the size of yet."""
-        if not self.pays_from:
-            return ""
-        whole = math.isinf(self.pays_from)
-        return "not for tables on a CPU" if whole else f"tables on a CPU from {self.pays_from:,} numbers on"
+    def pays_from(self, module: nn.Module) -> float:
+        """How many numbers of a table on a CPU the swap pays from, as was measured; below, the original is as fast."""
+        return 0
 
-    def too_small(self, call: Call) -> str | None:
+    def waits(self, module: nn.Module) -> str:
+        """What the report says of a layer that no call has shown the size of yet."""
+        least = self.pays_from(module)
+        if not least:
+            return ""
+        return f"tables on a CPU from {least:,} numbers on" if math.isfinite(least) else "not for tables on a CPU"
+
+    def too_small(self, module: nn.Module, call: Call) -> str | None:
         """Why a swap would not make such a call faster, or None. Where it does not pay it is not made."""
         x = next((v for v in tree_flatten((call.args, call.kwargs))[0] if isinstance(v, Tensor)), None)
-        if x is None or x.dim() != 2 or x.device.type != "cpu" or x.numel() >= self.pays_from:
+        if x is None or x.dim() != 2 or x.device.type != "cpu" or x.numel() >= (least := self.pays_from(module)):
             return None
-        most = f" below {self.pays_from:,} numbers" if math.isfinite(self.pays_from) else ""
+        most = f" below {least:,} numbers" if math.isfinite(least) else ""
         return f"a table {tuple(x.shape)} on a CPU: the original is as fast{most}"
 
     def ready(self, module: nn.Module) -> bool:

@@ -45,7 +45,7 @@ def prove(module: nn.Module, adapter: Adapter, call: Call) -> Verdict:
 
     ``module`` is left as it is: copies are run, with the random state restored, and autocast off.
     """
-    small = adapter.too_small(call)
+    small = adapter.too_small(module, call)
     if small is not None:
         return Verdict(False, small, adapter)
     with _aside(call):

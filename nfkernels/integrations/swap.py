@@ -193,7 +193,7 @@ def _proving(adapter: Adapter, original: type, name: str):
         # What is not ready is initialised by its first batch, in its own code.
         if _elsewhere(self) or not adapter.ready(self) or not _telling((args, kwargs)):
             return by_itself(self, *args, **kwargs)
-        if adapter.too_small(Call(name, args, kwargs)):  # a later call may not be
+        if adapter.too_small(self, Call(name, args, kwargs)):  # a later call may not be
             return by_itself(self, *args, **kwargs)
         from .proof import Verdict, prove
 

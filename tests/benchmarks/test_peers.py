@@ -198,6 +198,9 @@ def test_the_table_tells_factor_goal_and_what_got_slower():
     assert r"a \| b" in page.kept([made_up(2.5)])
     assert page.problems([made_up(2.5)]) == []
     assert page.problems([made_up(0.9)]) == ["a, step: 0.9x: slower by more than 5 %"]
+    traded = made_up(0.9) | {"asked": {"step": 0.75}}
+    assert page.problems([traded]) == []
+    assert "SLOWER" not in page.table([traded])
 
 
 def test_a_wrong_model_has_no_times():

@@ -23,7 +23,8 @@ class Plain(nn.Module):
 
 @register(Plain)
 class PlainAdapter(Adapter):
-    pays_from = 100
+    def pays_from(self, module: nn.Module) -> float:
+        return 100
 
     class Layer:
         def forward(self, x):

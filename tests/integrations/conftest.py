@@ -7,4 +7,4 @@ from nfkernels.integrations.adapter import Adapter
 
 @pytest.fixture(autouse=True)
 def whatever_the_size(monkeypatch):
-    monkeypatch.setattr(Adapter, "too_small", lambda self, call: None)
+    monkeypatch.setattr(Adapter, "too_small", lambda self, module, call: None)

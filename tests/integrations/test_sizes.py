@@ -33,7 +33,8 @@ class Never(Coupled):
 
 @register(Coupled)
 class CoupledAdapter(Adapter):
-    pays_from = 1000
+    def pays_from(self, module: nn.Module) -> float:
+        return 1000
 
     class Layer:
         def forward(self, x):
@@ -42,7 +43,8 @@ class CoupledAdapter(Adapter):
 
 @register(Never)
 class NeverAdapter(CoupledAdapter):
-    pays_from = math.inf
+    def pays_from(self, module: nn.Module) -> float:
+        return math.inf
 
 
 @pytest.fixture(autouse=True)

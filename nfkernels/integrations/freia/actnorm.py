@@ -16,7 +16,8 @@ from .layer import FreiaAdapter
 class ActNorm(FreiaAdapter):
     """``x exp(scale) + bias`` per channel. Whether a batch still has to initialize it is a plain attribute."""
 
-    pays_from = math.inf
+    def pays_from(self, module: nn.Module) -> float:
+        return math.inf
 
     def refuse(self, module: nn.Module) -> str | None:
         if set(module._parameters) != {"scale", "bias"} or not hasattr(module, "init_on_next_batch"):

@@ -30,7 +30,8 @@ class AllInOne(FreiaAdapter):
     A hard permutation, which the original multiplies by as a dense matrix, is an index here.
     """
 
-    pays_from = 2**16
+    def pays_from(self, module: nn.Module) -> float:
+        return 2**16
 
     def refuse(self, module: nn.Module) -> str | None:
         if not module.splits[1]:

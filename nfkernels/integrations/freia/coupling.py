@@ -24,9 +24,11 @@ _CLAMPS = {
 class _Coupling(FreiaAdapter):
     """What the blocks share: the split, the clamp, the networks that are left alone."""
 
-    pays_from = 2**12
     networks: tuple[str, ...]
     whole = False  # whether all channels are transformed at once, by the condition alone
+
+    def pays_from(self, module: nn.Module) -> float:
+        return 2**12
 
     def refuse(self, module: nn.Module) -> str | None:
         if _clamp_of(module) is None:
@@ -99,8 +101,10 @@ class Glow(_Coupling):
 class RealNVP(_Coupling):
     """As :class:`Glow`, with a network for the scales and one for the shifts."""
 
-    pays_from = 2**20  # the outputs of two networks have to be joined
     networks = ("subnet_s1", "subnet_t1", "subnet_s2", "subnet_t2")
+
+    def pays_from(self, module: nn.Module) -> float:
+        return 2**20  # the outputs of two networks have to be joined
 
     class Layer:
         def forward(self, x, c=[], rev=False, jac=True):  # noqa: B006

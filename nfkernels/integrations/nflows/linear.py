@@ -107,6 +107,9 @@ def permuted(
 class LULinear(LinearAdapter):
     """``L U x + b``."""
 
+    def pays_from(self, module: nn.Module) -> float:
+        return 0 if module.features <= WIDEST else 2**20
+
     def layer(self, module: nn.Module) -> type:
         return specialised(self.Layer, _packing=Packing.of(module.features))
 
@@ -147,13 +150,19 @@ class OneByOneConvolution(LinearAdapter):
 
 @register("nflows.transforms.linear.NaiveLinear")
 class NaiveLinear(LinearAdapter):
-    """A free matrix. Its inverse is a solve (the original's fails on today's PyTorch)."""
+    """A free matrix. Its inverse is a solve (the original's fails on today's PyTorch); forward is the original's own
+    unless autocast would round it."""
 
     def trials(self, module: nn.Module, call: Call) -> list[Call]:
         """Where the inverse is what was seen, its values serve as data: the original has the forward alone."""
         return [replace(call, method="forward")]
 
     class Layer(LinearStep):
+        def _step(self, inputs: Tensor, context: Any, inverse: bool, total: Total) -> tuple[Tensor, Total]:
+            if inverse or torch.is_autocast_enabled(inputs.device.type):
+                return super()._step(inputs, context, inverse, total)
+            return self._original(inputs, context, inverse, total)
+
         def inverse_no_cache(self, inputs):
             x, logdet = self._without_matrix(inputs, True)
             return x, logdet.expand(inputs.shape[0]).clone()

@@ -30,7 +30,8 @@ def _map_of(coupling: nn.Module) -> ScaleMap | None:
 class AffineCoupling(Adapter):
     """``[z1, z2] -> [z1, z2 s + t]``, params interleaved ``[t, s]``."""
 
-    pays_from = ON_TABLES
+    def pays_from(self, module: nn.Module) -> float:
+        return ON_TABLES
 
     def refuse(self, module: nn.Module) -> str | None:
         if not module.scale:
@@ -63,7 +64,8 @@ _MODES = ("channel", "channel_inv", "checkerboard", "checkerboard_inv")
 class AffineCouplingBlock(Adapter):
     """Split, coupling and merge in one pass: nothing is cut and nothing put together."""
 
-    pays_from = ON_TABLES
+    def pays_from(self, module: nn.Module) -> float:
+        return ON_TABLES
 
     def refuse(self, module: nn.Module) -> str | None:
         if [class_of(f) for f in module.flows] != _BLOCK:
@@ -153,7 +155,8 @@ _COLOURS = {False: Colours(False), True: Colours(True)}
 class MaskedAffineFlow(Adapter):
     """``b z + (1 - b) (z exp(s(b z)) + t(b z))``; what is not finite in s or t gives NaN."""
 
-    pays_from = 2**14
+    def pays_from(self, module: nn.Module) -> float:
+        return 2**14
 
     def refuse(self, module: nn.Module) -> str | None:
         if module.b.dim() < 2 or not bool(((module.b == 0) | (module.b == 1)).all()):

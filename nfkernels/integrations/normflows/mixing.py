@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from ...ops import channel_mix, lu_compose, lu_layer
+from ...ops.lu_linear import WIDEST
 from ...reference.lu_compose import exact_dtype
 from ..adapter import Adapter
 from ..registry import class_of, register
@@ -103,6 +106,9 @@ class _Cached(Adapter):
 
     def linear(self, module: nn.Module) -> nn.Module:
         return module
+
+    def pays_from(self, module: nn.Module) -> float:
+        return 0 if self.linear(module).features <= WIDEST else math.inf
 
     def disturb(self, module: nn.Module, generator: torch.Generator) -> None:
         super().disturb(module, generator)
