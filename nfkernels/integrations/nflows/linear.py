@@ -158,6 +158,10 @@ class NaiveLinear(LinearAdapter):
         return [replace(call, method="forward")]
 
     class Layer(LinearStep):
+        def forward(self, inputs, context=None):
+            rounded = torch.is_autocast_enabled(inputs.device.type)
+            return super().forward(inputs, context) if rounded else super(Step, self).forward(inputs, context)
+
         def _step(self, inputs: Tensor, context: Any, inverse: bool, total: Total) -> tuple[Tensor, Total]:
             if inverse or torch.is_autocast_enabled(inputs.device.type):
                 return super()._step(inputs, context, inverse, total)
