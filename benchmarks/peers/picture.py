@@ -20,7 +20,7 @@ def draw(entries: list[dict[str, Any]], title: str, path: Path) -> None:
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(4.3 * columns, 0.5 + 2.7 * rows), dpi=100, layout="constrained")
     figure.suptitle(title, fontsize=12)
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, e in zip(axes, shown):
         c = e["curves"]
         steps = range(1, len(c["before"]) + 1)
@@ -29,7 +29,7 @@ def draw(entries: list[dict[str, Any]], title: str, path: Path) -> None:
         axis.set_title(f"{e['id']}\nfloat32: {c['float32']:.0e} apart, nudged {c['nudged']:.0e}", fontsize=9)
         axis.grid(alpha=0.3)
         axis.tick_params(labelsize=8)
-    for axis in list(axes)[len(shown) :]:
+    for axis in axes[len(shown) :]:
         axis.set_visible(False)
     first = figure.axes[0]
     first.legend(fontsize=8)

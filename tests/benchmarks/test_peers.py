@@ -230,3 +230,14 @@ def test_the_picture_is_drawn(tmp_path):
 
     picture.draw([made_up(2.0), made_up(3.0, id="b")], "title", tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 5000
+
+
+def test_no_empty_panel_is_left_in_the_picture(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from benchmarks.peers import picture
+    from nfkernels import plot
+
+    drawn = []
+    monkeypatch.setattr(plot, "save", lambda figure, path: drawn.append(figure))
+    picture.draw([made_up(2.0, id=name) for name in "abcd"], "title", tmp_path / "p.png")
+    assert [axis.get_visible() for axis in drawn[0].axes] == [True] * 4 + [False] * 2
