@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 MOST_COLUMNS = 8
 _MASSES = (0.95, 0.68, 0.3)  # of the rows, inside the contours
 _CUT = 0.004  # of the data, left out on either side: outliers would squeeze the rest
+_HEAD = 1.1  # a histogram's panel over its highest bar
+_LETTER = 0.62 * 8 / 72  # inches of tick labels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,6 +97,7 @@ def corner(
     engine: Any = made.get_layout_engine()
     engine.set(w_pad=0.03, h_pad=0.03, wspace=0.0, hspace=0.0)
     grid = made.add_gridspec(count, count)
+    bottom = []
     ranges = [column.range() for column in columns]
     for row in range(count):
         for at in range(row + 1):
@@ -104,6 +107,9 @@ def corner(
             else:
                 _pair(panel, columns[at], columns[row], ranges[at], ranges[row])
             _frame(panel, columns, row, at, side / count)
+            if row == count - 1:
+                bottom.append(panel)
+    _turn(bottom, 0.8 * side / count)
     _legend(made, columns, labels)
     if left_out:
         told = ", ".join(left_out[:6]) + (f" and {len(left_out) - 6} more" if len(left_out) > 6 else "")
@@ -159,17 +165,19 @@ def _legend(made: Figure, columns: list[Column], labels: tuple[str, str]) -> Non
 
 def _marginal(panel: Axes, column: Column, limits: tuple[float, float]) -> None:
     bins = column.bins(limits, 50)
+    highest = 0.0
     for values, look in (
         (column.data, {"histtype": "stepfilled", "color": style.FILLS[1]}),
         (column.samples, {"histtype": "step", "color": style.RED, "linewidth": 1.4}),
     ):
         if values is not None:
             # Of all values, not only of those inside: a model with much mass elsewhere is lower here.
-            panel.hist(values, list(bins), weights=numpy.full(len(values), 1 / len(values)), **look)
+            shares: Any = panel.hist(values, list(bins), weights=numpy.full(len(values), 1 / len(values)), **look)[0]
+            highest = max(highest, float(shares.max()))
     if column.truth is not None:
         panel.axvline(column.truth, color=style.INK, linewidth=1, linestyle="--")
     panel.set_xlim(*limits)
-    panel.set_ylim(bottom=0)
+    panel.set_ylim(0, _HEAD * highest or 1.0)
 
 
 def _pair(panel: Axes, across: Column, up: Column, limits: tuple[float, float], heights: tuple[float, float]) -> None:
@@ -223,20 +231,30 @@ def _levels(density: numpy.ndarray) -> list[float]:
     return sorted({float(level) for level in found if level > 0})
 
 
+def _turn(panels: list[Axes], width: float) -> None:
+    """Tick labels of one row: upright, or all of them aslant where those of one panel do not fit into its width."""
+    for panel in panels:
+        told = panel.xaxis.get_major_formatter().format_ticks(list(panel.xaxis.get_majorticklocs()))
+        if len(told) * (max(map(len, told), default=0) + 1) * _LETTER > width:
+            for other in panels:
+                other.tick_params(axis="x", rotation=45)
+            return
+
+
 def _frame(panel: Axes, columns: list[Column], row: int, at: int, width: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
+    few: dict[str, Any] = {"nbins": 3 if len(columns) > 1 else 5, "steps": [1, 2, 2.5, 5, 10], "prune": "both"}
     last = row == len(columns) - 1
     panel.spines[["top", "right"]].set_visible(row != at)
-    panel.xaxis.set_major_locator(MaxNLocator(4, prune="both", integer=columns[at].step >= 1))
+    panel.xaxis.set_major_locator(MaxNLocator(**few, integer=columns[at].step >= 1))
     panel.tick_params(labelsize=8, labelbottom=last, labelleft=at == 0 and row > 0, length=3)
-    panel.tick_params(axis="x", rotation=45 if last and len(columns) > 2 else 0)
     if last:
         panel.set_xlabel(style.short(columns[at].name, width, 10), parse_math=False)  # a name may hold dollars
     if row == at:
         panel.set_yticks([])
         panel.spines["left"].set_visible(False)
     else:
-        panel.yaxis.set_major_locator(MaxNLocator(4, prune="both", integer=columns[row].step >= 1))
+        panel.yaxis.set_major_locator(MaxNLocator(**few, integer=columns[row].step >= 1))
         if at == 0:
             panel.set_ylabel(style.short(columns[row].name, width, 10), parse_math=False)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from . import style
+from ._rows import array, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +32,8 @@ def training_curve(
 
     Args:
         history: ``FitResult.history``, or the entries of a run's ``metrics.jsonl``: ``step`` with ``bpd`` or ``nll``,
-            or with ``validation_bpd`` or ``validation_nll``. What an entry holds beside is ignored.
+            or with ``validation_bpd`` or ``validation_nll``, each a number of Python or NumPy or a tensor of one.
+            What an entry holds beside is ignored.
         unit: of the losses, ``FitResult.unit``, or a text for the axis: ``"bits/dim"`` draws ``bpd``, anything else
             ``nll``.
         baselines: names and losses of other models, as horizontal lines.
@@ -60,15 +63,18 @@ def training_curve(
     if best is not None:
         label = f"kept: {best[1]:.3f} at step {best[0]}"
         axes.plot(*best, color=style.ORANGE, marker="D", markersize=7, linestyle="none", label=label, zorder=3)
-    bottom, top = _range([loss for _, loss in train], [loss for _, loss in held_out], (baselines or {}).values())
+    known = {name: float(loss) for name, loss in (baselines or {}).items()}
+    bottom, top = _range([loss for _, loss in train], [loss for _, loss in held_out], known.values())
     axes.set_ylim(bottom, top)
-    for index, (name, loss) in enumerate((baselines or {}).items()):
+    for index, (name, loss) in enumerate(known.items()):
         label = f"{style.in_legend(name, 3)}: {loss:.3f}" + (" (above)" if loss > top else "")
         axes.axhline(loss, color="0.45", linewidth=1, linestyle=("--", ":", "-.")[index % 3], label=label)
     lost = [step for points in (train, held_out) for step, loss in points if not math.isfinite(loss)]
     if lost:
         axes.plot(lost, [bottom] * len(lost), "x", color=style.RED, clip_on=False, label=f"not finite: {len(lost)}")
     axes.set_xlim(left=0)
+    axes.locator_params(axis="x", integer=True)
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_xlabel("step")
     axes.set_ylabel("bits per dimension" if unit == "bits/dim" else unit, parse_math=False)
     axes.grid()
@@ -81,15 +87,32 @@ def training_curve(
 
 def _points(entries: list[dict[str, Any]], name: str) -> Points:
     """Steps and losses; what was not finite is None in a file. A file that somebody has edited may hold anything."""
-    return [
-        (entry["step"], math.nan if entry[name] is None else entry[name])
-        for entry in entries
-        if isinstance(entry.get("step"), int) and isinstance(entry.get(name, ""), int | float | None)
-    ]
+    found = [(_step(entry.get("step")), _loss(entry.get(name, ""))) for entry in entries]
+    return [(step, loss) for step, loss in found if step is not None and loss is not None]
+
+
+def _step(value: Any) -> int | None:
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def _loss(value: Any) -> float | None:
+    """NaN for None; None for what is no number."""
+    if value is None or isinstance(value, str):
+        return math.nan if value is None else None
+    try:
+        found = array(value)
+    except (TypeError, ValueError):
+        return None
+    return float(found.item()) if found.size == 1 else None
 
 
 def _range(train: list[float], held_out: list[float], baselines: Iterable[float]) -> tuple[float, float]:
-    shown = [*train[len(train) // 16 :], *held_out, *sorted(baselines)[:1]]
+    nearest = sorted(baselines)
+    shown = [*train[len(train) // 16 :], *held_out]
+    shown += nearest[:1] if shown else nearest
     shown = [loss for loss in shown if math.isfinite(loss)] or [0.0, 1.0]
-    span = max(max(shown) - min(shown), 1e-3)
-    return min(shown) - 0.06 * span, max(shown) + 0.06 * span
+    low, high = min(shown), max(shown)
+    return spread(low, max(high, low + 1e-3) if high > low else high, 0.06)

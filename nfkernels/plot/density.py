@@ -46,7 +46,7 @@ def density(
         limits: ``((left, right), (bottom, top))``, ``(left, right)`` of one column. By default what holds 99 % of the
             data, or else of samples of the flow, and a margin where the flow has a density there.
         pixels: along the longer side of the map.
-        title: above the picture.
+        title: above the picture, in place of its own.
 
     Returns:
         The figure; the map is its first axes' image ``[rows, columns]``, the lowest row first.
@@ -65,11 +65,13 @@ def density(
         raise ValueError(f"density draws one or two columns, got {count}: nfkernels.plot.corner draws more")
     ends, log_p = seen(flow, count, shown, context, limits, pixels)
     if count == 1:
-        made = style.figure(6.4, 4, title)
+        made = style.figure(6.4, 4)
         told = _draw_curve(made.subplots(), log_p, ends[0], shown)
     else:
-        made = style.figure(*style.panel(ends, 1.0), title)
+        made = style.figure(*style.panel(ends, 1.0))
         told = draw_map(made.subplots(), log_p, ends, shown)
+    if title:
+        style.heading(made, title)
     style.note(made, told, "" if shown is None else shown.note)
     return made
 

@@ -36,7 +36,7 @@ def warped_grid(
         limits: ``((left, right), (bottom, top))`` of the data; by default what holds 99 % of the data, or else of
             samples of the flow, and a margin.
         data: rows ``[N, 2]``, drawn behind the grid, at most 2000.
-        title: above the picture.
+        title: above the picture, in place of its own.
 
     Raises:
         TypeError: no Flow.
@@ -52,7 +52,10 @@ def warped_grid(
         limits = tuple(limits_of(source.values))
     limits = box(limits)
     made = style.figure(*style.panel(limits, 0.4), title)
-    told = draw_grid(made.subplots(), flow, limits, shown, context)
+    axes = made.subplots()
+    told = draw_grid(axes, flow, limits, shown, context)
+    if title:
+        axes.set_title("")
     style.note(made, told, "" if shown is None else shown.note)
     return made
 
@@ -78,9 +81,9 @@ def draw_grid(axes: Axes, flow: Flow, limits: style.Limits, data: Rows | None, c
         axes.add_collection(LineCollection(list(family), colors=colour, linewidths=width, linestyles=[dashes]))
         axes.plot([], [], color=colour, linestyle=dashes, label=f"constant {name}")
     narrow = style.shape(limits) > 1.3  # no room for a title beside the legend
-    across = 1 if narrow else 2
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.99), ncol=across, handlelength=1.8, borderaxespad=0.2)
-    style.plane(axes, limits, "" if narrow else "the latent's grid, bent")
+    look = {"ncol": 1 if narrow else 2, "handlelength": 1.8, "handletextpad": 0.5, "columnspacing": 1.0}
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.99), borderaxespad=0.2, **look)
+    style.plane(axes, limits, "" if narrow else "the latent's grid")
     return f"the inverse is not finite at {lost:,} of {lines[..., 0].size:,} points of the grid" if lost else ""
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..nn import Flow
 
 _ACROSS = 8
+_TAIL, _FAR = 0.1, 1.5  # beyond so many times the width of all points but these tails a point is far from the others
 # These only rename or rescale the axes: every stage is shown as they will leave it, so that what moves is learned.
 _FIXED = (Permutation, Standardize)
 # These bend nothing: what they do is seen together with the layer before them.
@@ -47,7 +48,8 @@ def steps(
         count: points.
         context: what the flow is conditioned on: one for the whole picture, ``[1, ...]`` or a label.
         columns: the two that are drawn.
-        limits: ``((left, right), (bottom, top))`` of the data that have to be seen; by default what holds 99 % of it.
+        limits: ``((left, right), (bottom, top))`` of the data that have to be seen; by default what holds 99 % of it
+            but for points that lie far from the others; where that leaves some out, the picture tells how many.
         seed: of the points.
         title: above the picture.
 
@@ -73,7 +75,12 @@ def steps(
         seen = [stage[:, list(pair)].double().cpu().numpy() for stage in stages(flow, z, context)]
     start = z[:, list(pair)].double().cpu().numpy()
     last = rows(seen[-1], "samples of the flow")
-    view = _room(seen[0], tuple(limits_of(last.values)) if limits is None else box(limits))
+    near = _near(last.values)
+    view = _room(_near(seen[0]), tuple(limits_of(near)) if limits is None else box(limits))
+    far = 0
+    if limits is None and view != _room(_near(seen[0]), tuple(limits_of(last.values))):
+        low, high = numpy.array(view).T
+        far = int(((last.values < low) | (last.values > high)).any(1).sum())
     across = min(len(seen), _ACROSS)
     made = style.figure(max(2.3 * across, 5), 2.5 * -(-len(seen) // _ACROSS) + 0.4, title)
     angle = numpy.arctan2(start[:, 1], start[:, 0])
@@ -82,7 +89,7 @@ def steps(
     for axes, points, name in zip(style.panels(made, len(seen), _ACROSS), seen, names, strict=True):
         axes.scatter(*points.T, c=angle, cmap=style.circle(), vmin=-math.pi, vmax=math.pi, s=2.2, linewidths=0)
         style.plane(axes, view, name, ticks=False)
-    style.note(made, last.note)
+    style.note(made, last.note, f"{far:,} of {len(near):,} points lie outside" if far else "")
     return made
 
 
@@ -118,6 +125,13 @@ def _to_data(layers: list[Bijection], z: Tensor, context: Tensor | None) -> Tens
         if isinstance(layer, _FIXED):
             z = layer.inverse(z, context)[0]
     return z
+
+
+def _near(points: numpy.ndarray) -> numpy.ndarray:
+    """Points that lie far from the others, brought as near as the picture has to reach."""
+    low, high = numpy.quantile(points, [_TAIL, 1 - _TAIL], axis=0, method="nearest")
+    reach = numpy.where(high > low, _FAR * (high - low), numpy.inf)
+    return numpy.clip(points, low - reach, high + reach)
 
 
 def _room(base: numpy.ndarray, limits: Any) -> Any:

@@ -124,6 +124,13 @@ def verbatim(legend: Legend) -> None:
         text.set_parse_math(False)
 
 
+def heading(made: Figure, title: str) -> None:
+    """The one heading of a figure, that of its first panel; the figure grows where it takes several lines."""
+    told = wrapped(title, made.get_figwidth() - 0.9, 11)  # it begins where the axes do
+    made.axes[0].set_title(told, parse_math=False)  # a name in it may hold dollars
+    made.set_figheight(made.get_figheight() + 0.2 * told.count("\n"))
+
+
 def plane(axes: Axes, limits: Limits, title: str, *, ticks: bool = True) -> None:
     """Axes of two columns: one unit is as long along both, unless that would make a ribbon."""
     axes.set_title(title, loc="left" if ticks else "center")

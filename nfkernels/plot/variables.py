@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SHIFT, SCALE = 1.0, 0.5
 _DRAWN, _SEED, _POINTS = 200_000, 0, 801
+_LEGEND = (0.54, 0.68)  # of a panel's width and height, from where on its legend stands: upper right
 
 
 class Case(NamedTuple):
@@ -76,7 +77,7 @@ def change_of_variables(
         layer: a bijection of one column, such as ``nfkernels.nn.Exp()``; its forward is what y is computed by.
         analytic: the distribution that y should have, drawn over it.
         limits: ``(low, high)`` of y; by default what holds 99 % of the samples, and a margin.
-        title: above the picture.
+        title: above the picture; of a layer in place of its own.
 
     Raises:
         ValueError: a layer of more columns, limits that are none, options without a layer.
@@ -89,8 +90,10 @@ def change_of_variables(
             raise ValueError("analytic and limits are for a layer, and none was given")
         return lecture_figure(lecture(), title)
     case = normal_through(layer, analytic, None if limits is None else interval(limits))
-    made = style.figure(6.4, 4, title)
+    made = style.figure(6.4, 4)
     _draw_case(made.subplots(), case, f"y = {type(layer).__name__}(x) of a standard normal x", "analytic")
+    if title:
+        style.heading(made, title)
     return made
 
 
@@ -189,7 +192,11 @@ def _draw_case(axes: Axes, case: Case, title: str, analytic: str) -> None:
         axes.plot(at, case.analytic.exp().tolist(), color=style.RED, linewidth=1.3, linestyle="--", label=analytic)
     axes.set_title(title)
     axes.set_xlim(min(low, 0.0) if 0 < low < 0.1 else low, high)
-    axes.set_ylim(bottom=0)
+    under = [counts[int(_LEGEND[0] * bins) :]]
+    lines = [log_p for log_p in (case.flow, case.moved, case.analytic) if log_p is not None]
+    under += [log_p[int(_LEGEND[0] * len(at)) :].exp() for log_p in lines]
+    tallest = max(values[values.isfinite()].max().item() for values in under if values.isfinite().any())
+    axes.set_ylim(0, max(axes.get_ylim()[1], tallest / _LEGEND[1]))
     axes.set_xlabel("$y$")
     axes.set_ylabel("density")
     axes.legend(loc="upper right")
@@ -208,7 +215,7 @@ def _draw_refusal(axes: Axes, refused: Refusal) -> None:
     axes.fill_between(
         x[positive].tolist(), density[positive].tolist(), facecolor=style.PALE_BLUE, label="where $\\ln x$ is defined"
     )
-    axes.axvline(0, color="0.5", linewidth=0.8)
+    axes.vlines(0, 0, density.max().item(), color="0.5", linewidth=0.8)
     axes.set_ylim(0, 0.6)
     axes.set_xlabel("$x$")
     axes.set_ylabel("density")

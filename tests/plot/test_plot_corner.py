@@ -47,6 +47,27 @@ def test_a_marginal_is_the_share_of_all_rows():
     assert heights == [[0, 0.25, 0.75], [0, 0.2, 0.6]]  # bars of whole numbers; 50 is out of the picture, and counted
 
 
+def test_there_is_room_above_the_highest_bar():
+    for count in (1, 3):
+        for at, panel in enumerate(plot.corner(rows(300, count), rows(200, count, seed=1)).axes):
+            if panel.patches:
+                highest = max(patch.get_path().vertices[:, 1].max() for patch in panel.patches)
+                assert panel.get_ylim()[1] > 1.05 * highest, at
+
+
+def test_tick_labels_of_a_row_stand_alike():
+    def angles(data):
+        figure = plot.corner(data)
+        drawn(figure)
+        panels = figure.axes[3:]
+        return [{label.get_rotation() for label in panel.get_xticklabels()} for panel in panels]
+
+    data = rows(300, 3)
+    assert angles(data) == [{0.0}] * 3
+    data[:, 1] = (data[:, 1] - 2) * 1e-4  # -0.0001
+    assert angles(data) == [{45.0}] * 3
+
+
 def test_samples_far_from_the_data_do_not_hide_it():
     data = numpy.random.default_rng(0).normal(size=300)
     low, high = Column("x", data, data * 1e6 + 1e7).range()

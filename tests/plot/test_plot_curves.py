@@ -2,7 +2,9 @@
 
 import math
 
+import numpy
 import pytest
+import torch
 
 pytest.importorskip("matplotlib")
 
@@ -45,6 +47,31 @@ def test_units_and_the_key_that_goes_with_them():
     with pytest.raises(ValueError, match="history holds losses as nll, and unit='bits/dim' is for bpd"):
         plot.training_curve([{"step": 1, "validation_nll": 3.0}])
     drawn(plot.training_curve([]))
+
+
+def test_losses_of_any_kind_of_number():
+    kinds = (float, numpy.float32, numpy.float64, torch.tensor, lambda loss: torch.tensor([loss], requires_grad=True))
+    history = [{"step": step, "bpd": kind(2.5)} for step, kind in enumerate(kinds)]
+    history += [{"step": numpy.int64(7), "bpd": 2.5}, {"step": torch.tensor(8), "bpd": 2.5}]
+    assert lines(plot.training_curve(history))["training"] == [[step, 2.5] for step in (0, 1, 2, 3, 4, 7, 8)]
+
+
+@pytest.mark.parametrize(
+    ("history", "baselines"),
+    [([], {"one": 2.345}), ([{"step": 1, "bpd": 2.345}] * 2, {}), ([{"step": 1, "bpd": 1e-7}], {"b": 0.0})],
+)
+def test_tick_labels_are_the_losses_themselves(history, baselines):
+    figure = plot.training_curve(history, baselines=baselines)
+    drawn(figure)
+    axis = figure.axes[0].yaxis
+    assert axis.get_offset_text().get_text() == ""
+    told = [label.get_text() for label in axis.get_ticklabels()]
+    assert len(set(told)) == len(told) > 2
+
+
+def test_without_losses_all_baselines_are_seen():
+    figure = plot.training_curve([], baselines={"near": 2.0, "far": 9.0})
+    assert "(above)" not in texts(figure)
 
 
 def test_losses_that_are_not_finite_are_marked_where_they_were():

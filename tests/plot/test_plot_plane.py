@@ -100,6 +100,24 @@ def test_methods_of_modules_are_asked_in_evaluation_mode_and_left_as_they_were()
     assert not model.frozen.training
 
 
+def test_a_title_is_the_only_heading():
+    limits = ((-1, 3), (0, 4))
+    for figure in (
+        plot.density(shifted(), data=rows(), limits=limits, pixels=4, title="mine $_$"),
+        plot.density(shifted(1), title="mine $_$"),
+        plot.warped_grid(bent(), limits=limits, title="mine $_$"),
+    ):
+        drawn(figure)
+        headings = [axes.get_title(where) for axes in figure.axes for where in ("left", "center")]
+        headings.append(figure.get_suptitle())
+        assert [heading for heading in headings if heading] == ["mine $_$"]
+    assert "log-density and data" in texts(plot.density(shifted(), data=rows(), pixels=4))
+    lower, higher = (
+        plot.density(shifted(), limits=limits, pixels=4, title=title).get_figheight() for title in ("t", "t " * 80)
+    )
+    assert lower < higher
+
+
 def test_figures_of_tall_and_wide_planes_stay_on_a_page():
     for limits in (((0, 1), (0, 2.9)), ((0, 2.9), (0, 1)), ((0, 1), (0, 1)), ((0, 1), (0, 1000))):
         for figure in (plot.density(shifted(), limits=limits, pixels=4), plot.warped_grid(bent(), limits=limits)):
@@ -360,6 +378,22 @@ def test_steps_have_a_panel_each_in_one_frame():
     panels = [axes for axes in plot.steps(deep, count=5).axes if axes.get_visible()]
     assert len(panels) == 12
     drawn(plot.steps(flow_of(N.Standardize(1.0, 2.0)), count=1))  # nothing bends: the base is the data
+
+
+def test_one_point_far_away_does_not_set_the_frame():
+    class Throws(N.Bijection):
+        uses_context = False
+
+        def inverse(self, z, context=None, *, lengths=None):
+            far = torch.arange(len(z)) == 7
+            return torch.where(far[:, None], 1e6, z), z.new_zeros(len(z))
+
+    figure = plot.steps(flow_of(Throws()), count=60)
+    low, high = figure.axes[0].get_xlim()
+    assert -8 < low < -2 < 2 < high < 8
+    assert "1 of 60 points lie outside" in texts(figure)
+    assert "outside" not in texts(plot.steps(bent(), count=60))
+    assert "outside" not in texts(plot.steps(flow_of(Throws()), count=60, limits=((-2, 2), (-2, 2))))
 
 
 def test_steps_of_more_columns_show_two_of_them():

@@ -12,10 +12,11 @@ import torch
 matplotlib = pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")
 
-from figures import drawn, every_picture, grey, pictures, rows  # noqa: E402
+from figures import bent, drawn, every_picture, grey, pictures, rows, shifted  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from nfkernels import plot  # noqa: E402
+from nfkernels.nn import Exp  # noqa: E402
 from nfkernels.plot import style  # noqa: E402
 
 PICTURES = every_picture()
@@ -108,6 +109,10 @@ LONG = [f"a long name, as tables have them, number {at} of many" for at in range
         lambda title: plot.samples(rows(columns=4), rows(columns=4), names=LONG, title=title),
         lambda title: plot.training_curve([{"step": 1, "bpd": 2.0}], baselines={LONG[0]: 3.0}, title=title),
         lambda title: plot.image_grid(pictures(), title=title),
+        lambda title: plot.density(shifted(), pixels=4, title=title),
+        lambda title: plot.density(shifted(1), title=title),
+        lambda title: plot.warped_grid(bent(), title=title),
+        lambda title: plot.change_of_variables(Exp(), title=title),
     ],
 )
 def test_long_names_stay_in_the_picture_and_off_each_other(draw):

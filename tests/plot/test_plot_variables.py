@@ -52,6 +52,23 @@ def test_any_layer_of_one_column():
     assert layer(torch.zeros(1, 1))[0].dtype == torch.float32  # the layer itself is left as it was
 
 
+@pytest.mark.parametrize("layer", [None, Affine(1.0, 0.5), Exp()])
+def test_nothing_runs_into_the_legend(layer):
+    figure = plot.change_of_variables(layer, **({} if layer is None else {"title": "t"}))
+    drawn(figure)
+    for axes in figure.axes:
+        if axes.get_legend() is None:
+            continue
+        box = axes.get_legend().get_window_extent()
+        for line in [*axes.lines, *axes.collections]:
+            paths = [line.get_xydata()] if line in axes.lines else [path.vertices for path in line.get_paths()]
+            points = axes.transData.transform([point for path in paths for point in path])
+            assert not any(box.x0 < x < box.x1 and y > box.y0 for x, y in points)
+        for bar in axes.patches:
+            right, top = axes.transData.transform((bar.get_x() + bar.get_width(), bar.get_height()))
+            assert right < box.x0 or top < box.y0
+
+
 def test_the_lecture_has_four_panels():
     figure = plot.change_of_variables()
     assert len(figure.axes) == 4
