@@ -56,7 +56,8 @@ def coverage(
     A posterior that is calibrated holds the truth in its 80 % region 80 % of the time; one that is too narrow
     (overconfident) less often, one that is too wide more often. The region of probability p is where the density is
     higher than at all but a share p of the flow's own samples: it takes densities alone to tell what lies inside.
-    Where samples are exactly as dense as theta (a flow that is flat somewhere), how many of them count is drawn.
+    Where samples are exactly as dense as theta (a flow that is flat somewhere), how many of them count is drawn. A
+    theta of density 0 lies in no region.
 
     Args:
         flow: of the parameters given the context.
@@ -67,9 +68,10 @@ def coverage(
         generator: of the samples, on the flow's device.
         batch_size: how many theta at once (by default as many as 64 MiB of samples allow).
 
-    Raises ``ValueError`` for levels that are no probabilities, for no theta or draws, for theta or densities that are
-    not finite, and for another number of contexts. Cost: ``N draws`` samples with their densities, and N densities.
-    Reference: Hermans et al. 2022 (A trust crisis in simulation-based inference?), definition 3.
+    Raises ``ValueError`` for levels that are no probabilities, for no theta or draws, for theta that are not finite,
+    for densities that are NaN or infinite, and for another number of contexts. Cost: ``N draws`` samples with their
+    densities, and N densities. Reference: Hermans et al. 2022 (A trust crisis in simulation-based inference?),
+    definition 3.
     """
     levels = tuple(float(level) for level in levels)
     if not levels or not all(0 < level < 1 for level in levels):
@@ -78,13 +80,14 @@ def coverage(
     def outside(theta: Tensor, context: Tensor | None) -> Tensor:
         drawn = _draw(flow.rsample_and_log_prob, draws, context, len(theta), generator)[1]
         own = flow.log_prob(theta, context)
-        if not bool(torch.isfinite(own).all()) or bool(torch.isnan(drawn).any()):
+        nowhere = own == -math.inf  # the flow says that there is no such theta
+        if not bool((torch.isfinite(own) | nowhere).all()) or bool(torch.isnan(drawn).any() | drawn.isinf().all()):
             raise ValueError("the flow's log density is not finite at some theta or samples: look at flow.check(theta)")
         above, ties = (drawn > own).sum(0), (drawn == own).sum(0)
         if bool(ties.any()):
             u = torch.rand(ties.shape, generator=generator, device=ties.device, dtype=torch.float64)
             above = above + (u * (ties + 1)).long()
-        return above.double() / draws
+        return torch.where(nowhere, draws, above).double() / draws
 
     share = _in_chunks(outside, flow, theta, context, draws, batch_size)
     empirical = tuple(float((share < level).double().mean()) for level in levels)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from ..nn.conditioning import ContextError
 from ..nn.layer_calls import leaves
 from ..nn.modes import evaluating
 from .levels import levels_of
@@ -114,7 +115,8 @@ def diagnose(flow: Flow, x: Tensor, context: Tensor | None = None) -> list[Findi
         x: a batch of data as ``nll`` takes it, ``[B, *event]``: some dozens are enough.
         context: as the flow takes it.
 
-    Cost: one forward; of a multi-scale flow also ``levels + 1`` inverses of 16 samples. Waits for the device often.
+    Raises ``ValueError`` for x and context that the flow does not take. Cost: one forward; of a multi-scale flow also
+    ``levels + 1`` inverses of 16 samples. Waits for the device often.
     """
     bad = next((name for name, p in flow.named_parameters() if not bool(torch.isfinite(p).all())), None)
     if bad is not None:
@@ -124,6 +126,7 @@ def diagnose(flow: Flow, x: Tensor, context: Tensor | None = None) -> list[Findi
     if context is not None and not bool(torch.isfinite(torch.as_tensor(context)).all()):
         return [Finding("data", "", "the context is not finite", "leave out what is NaN or infinite")]
     seen = look(flow, x, context)
+    _check_given(flow, x, context, seen.raised, seen.layers)
     found = _broken(seen)
     if found:
         return found
@@ -186,6 +189,19 @@ def steepest_layer(seen: Look) -> str | None:
         return None
     values = f"values up to {worst.largest_in:.2g} leave it as up to {worst.largest_out:.2g}"
     return f"most happens in {worst.title}: {values}, log-determinant {worst.logdet:+.2g} nats per dimension"
+
+
+def _check_given(
+    flow: Flow, x: Tensor, context: Tensor | None, error: Exception | None, layers: list[LayerLook]
+) -> None:
+    """``ValueError`` where an error came of what the flow was given, and not of a layer."""
+    if error is None:
+        return
+    event = tuple(getattr(flow, "event_shape", flow.base.shape))
+    wanted = f"expected x [B, {', '.join(map(str, event))}]" if x.shape[1:].numel() != math.prod(event) else ""
+    if wanted or not layers or isinstance(error, ContextError):
+        given = "no context" if context is None else f"a context {list(torch.as_tensor(context).shape)}"
+        raise ValueError(f"x {list(x.shape)} and {given} do not fit this flow: {wanted or error}") from error
 
 
 # --- the findings -----------------------------------------------------------------------------------------------------

@@ -10,6 +10,10 @@ from torch import Tensor, nn
 Way = Literal["positional", "keyword"] | None
 
 
+class ContextError(ValueError):
+    """A context that is missing, of another shape, or not taken: what was given is at fault, and no layer."""
+
+
 def takes_context(conditioner: nn.Module) -> Way:
     """How a conditioner takes the context: an ``nn.Sequential`` does not, nor one built with ``context_channels=0``.
 

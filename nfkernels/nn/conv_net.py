@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import philox_uniform
+from .conditioning import ContextError
 from .conv import conv
 
 # Glow's factor on the learned log-scale of a network's last convolution (Kingma & Dhariwal's code, `conv2d_zeros`).
@@ -37,15 +38,15 @@ def check_network(kernels: Sequence[int], dropout: float, dropout_of: str) -> No
 
 def check_context(context: Tensor | None, channels: int, who: str, *, dims: int | None = None) -> Tensor:
     if context is None:
-        raise ValueError(f"this {who} was built with context_channels={channels}: give it a context")
+        raise ContextError(f"this {who} was built with context_channels={channels}: give it a context")
     if context.dim() != (dims or max(2, context.dim())) or context.shape[1] != channels:
-        raise ValueError(f"this {who} takes a context [B, {channels}], got shape {tuple(context.shape)}")
+        raise ContextError(f"this {who} takes a context [B, {channels}], got shape {tuple(context.shape)}")
     return context
 
 
 def refuse_context(context: Tensor | None, who: str) -> None:
     if context is not None:
-        raise ValueError(f"this {who} was built with context_channels=0: it takes no context")
+        raise ContextError(f"this {who} was built with context_channels=0: it takes no context")
 
 
 def check_precision(params: Tensor, x: Tensor, layer: str) -> Tensor:

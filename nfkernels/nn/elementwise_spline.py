@@ -11,6 +11,7 @@ from ..ops import Spline, rational_quadratic_spline
 from ..reference.affine_coupling import compute_dtype
 from .bijection import Bijection, check_channels, check_width, per_channel, valid_mask
 from .circle import wrap
+from .conditioning import ContextError
 from .conv_net import check_precision
 from .transforms import identity_params
 
@@ -67,7 +68,7 @@ class ElementwiseSpline(Bijection):
         if self.conditioner is None:
             params = self.params[None]
         elif context is None:
-            raise ValueError(f"this {name} is made by a network of the context: give it a context")
+            raise ContextError(f"this {name} is made by a network of the context: give it a context")
         else:
             params = self.conditioner(context)
         params = params.reshape(*params.shape, *[1] * (x.dim() - 2)).expand(x.shape[0], -1, *x.shape[2:])

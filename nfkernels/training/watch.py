@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # A loss that lies this far above the lowest so far has exploded, in nats per dimension: a factor of 20 in every scale.
 _ROSE = 3.0
+_NAMED = 3  # layers beside the first that a warning names
 
 Batch = tuple[Tensor, Tensor | None]
 
@@ -51,9 +52,14 @@ class Watch:
 
     def look(self) -> list[dict[str, str]]:
         """What is wrong now and has not been told yet: warned of here, and returned for the metrics."""
-        # What raises now but not in training is the look itself, which no run has to hear of.
-        found = [finding for finding in self._found() if finding.kind != "raises"]
-        return [entry for finding in found for entry in self._tell(finding.kind, finding.layer, str(finding))]
+        new: dict[tuple[str, str], Finding] = {}
+        for finding in self._found():
+            # What raises now but not in training is the look itself, which no run has to hear of.
+            if finding.kind != "raises" and (finding.kind, finding.layer) not in self._told:
+                new.setdefault((finding.kind, finding.layer), finding)
+        for kind in dict.fromkeys(kind for kind, _ in new):
+            warnings.warn(_together([finding for finding in new.values() if finding.kind == kind]), stacklevel=2)
+        return [self._entry(finding.kind, finding.layer, str(finding)) for finding in new.values()]
 
     def loss(self, value: float | None) -> list[dict[str, str]]:
         """The mean loss since the last log: where it has exploded, what did it. Costs nothing while it has not."""
@@ -112,6 +118,19 @@ class Watch:
     def _tell(self, fault: str, layer: str, text: str) -> list[dict[str, str]]:
         if (fault, layer) in self._told:
             return []
-        self._told.add((fault, layer))
         warnings.warn(text, stacklevel=2)
-        return [{"fault": fault, "layer": layer, "warning": text}]
+        return [self._entry(fault, layer, text)]
+
+    def _entry(self, fault: str, layer: str, text: str) -> dict[str, str]:
+        self._told.add((fault, layer))
+        return {"fault": fault, "layer": layer, "warning": text}
+
+
+def _together(found: list[Finding]) -> str:
+    """One sentence about findings of one kind, which have one cause as a rule: the first, and the others' layers."""
+    first, *others = found
+    if not others:
+        return str(first)
+    names = ", ".join(finding.layer for finding in others[:_NAMED])
+    names += f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+    return f"{first.what}, and so it is in {len(others)} more ({names}); {first.advice}"

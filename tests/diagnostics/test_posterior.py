@@ -113,6 +113,14 @@ def test_levels_are_probabilities():
         coverage(posterior(), *pairs(5), levels=(0.5, 95))
 
 
+def test_a_truth_of_density_0_is_not_covered():
+    flow = N.Flow(N.ActNorm(2), N.Uniform(2, -1.0, 1.0)).eval()
+    inside = torch.rand(1000, 2, generator=generator()) * 2 - 1
+    theta = torch.cat((inside, inside + 5))
+    found = coverage(flow, theta, draws=100, generator=generator())
+    assert all(abs(share - level / 2) < 0.03 for share, level in zip(found.empirical, LEVELS, strict=True))
+
+
 def test_a_density_that_is_not_finite_is_told():
     with pytest.raises(ValueError, match="not finite at some theta"):
         coverage(posterior(width=math.inf), *pairs(5), draws=5)

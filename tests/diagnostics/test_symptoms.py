@@ -212,6 +212,23 @@ def test_the_layer_that_raises():
     assert "bijection.layers.2 (Breaks) raises: a matrix is singular" in str(found)
 
 
+@pytest.mark.parametrize(
+    ("build", "x", "context", "message"),
+    [
+        (realnvp, ROWS[:, :3], None, r"x \[64, 3\] and no context do not fit this flow: expected x \[B, 4\]"),
+        (realnvp, ROWS, torch.zeros(64, 1), r"a context \[64, 1\] do not fit .*: no layer of this flow uses a context"),
+        (lambda: models.MAF(4, context=1), ROWS, None, r"no context do not fit this flow: .*: give it a context"),
+        (lambda: models.MAF(4, context=1), ROWS, torch.zeros(64, 2), r"context \[64, 2\] .* takes a context \[B, 1\]"),
+        (lambda: models.NSF(4, context=1), ROWS, torch.zeros(3, 1), "one entry per sample, got 3 for 64 samples"),
+        (lambda: glow(classes=3), IMAGES, None, "no context do not fit this flow: .*give the labels"),
+        (glow, IMAGES[:, :, :4], None, r"x \[64, 1, 4, 8\] .* \[B, 1, 8, 8\]"),
+    ],
+)
+def test_what_does_not_fit_the_flow_is_no_symptom(build, x, context, message):
+    with pytest.raises(ValueError, match=message):
+        diagnose(build(), x, context)
+
+
 def test_weights_and_data_that_are_not_finite():
     flow = realnvp()
     found = only(flow, torch.full((4, 4), torch.nan))

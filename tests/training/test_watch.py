@@ -58,6 +58,24 @@ def test_a_saturated_map_is_told_once_with_its_layer(tmp_path):
     assert again.warnings == [sentence]
 
 
+def test_layers_with_one_fault_are_told_in_one_line():
+    torch.manual_seed(0)
+    layers = [N.AffineCoupling(N.MLP(1, 8, 2), scale_map=ScaleMap("tanh", clamp=1.0)) for _ in range(6)]
+    with torch.no_grad():
+        for layer in layers:
+            layer.conditioner.last.bias[1].fill_(50.0)
+    flow = N.Flow(N.Chain(*layers), N.StandardNormal(2))
+    with pytest.warns(UserWarning, match="saturated") as told:
+        result = fit(flow, ROWS, validation=ROWS[:20], **QUICK, steps=5)
+    (sentence,) = [str(warning.message) for warning in told if not str(warning.message).startswith("the loss rose")]
+    names = [f"bijection.layers.{at}" for at in range(6)]
+    assert f"of {names[0]} (AffineCoupling) are saturated" in sentence
+    assert f", and so it is in 5 more ({', '.join(names[1:4])} and 2 more); try a lower" in sentence
+    found = [entry for entry in result.history if entry.get("fault") == "saturated"]
+    assert [entry["layer"] for entry in found] == names, "each is remembered by itself"
+    assert all(f"{entry['layer']} (AffineCoupling) are saturated" in entry["warning"] for entry in found)
+
+
 def test_a_dead_level_is_told_and_named():
     flow = glow()
     flow.bijection[1].levels[0].layers.append(N.Inverse(Tiny()))
