@@ -278,7 +278,16 @@ def test_evaluate_mistakes_are_one_sentence(capsys, table_run):
     Path("less.csv").write_text("height,children,wage\n1,2,3\n")
     assert "has no column 'kind'" in refused(capsys, "evaluate", table_run, "--data", "less.csv")
     Path("gaps.csv").write_text("height,children,wage,kind\n170,2,3000,\n170,2,3000,9\n")
-    assert "1 of 2 rows lack a value (kind: 1)" in refused(capsys, "evaluate", table_run, "--data", "gaps.csv")
+    told = refused(capsys, "evaluate", table_run, "--data", "gaps.csv")
+    assert "1 of 2 rows lack a value (kind: 1): give --missing drop to leave these rows out" in told
+    assert "--columns" not in told, "which is an option of train"
+    told = refused(capsys, "sample", table_run, "--context", "gaps.csv")
+    assert "1 of 2 rows lack a value (kind: 1): take these rows out" in told
+    assert "--" not in told.partition("lack a value")[2]
+    Path("far.csv").write_text("height,children,wage,kind\n170,2,inf,1\n170,2,3000,9\n")
+    told = refused(capsys, "evaluate", table_run, "--data", "far.csv")
+    assert "column 'wage' has 1 infinite value, the first in row 1: take these rows out" in told
+    assert "--columns" not in told
     assert cli.main(["evaluate", str(table_run), "--data", "gaps.csv", "--missing", "drop", "--out", "l.csv"]) == 0
     assert "note: 1 of 2 rows lack a value and were left out" in capsys.readouterr().out
     assert read_table("l.csv").values[:, 0].tolist() == [2]

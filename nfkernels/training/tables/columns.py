@@ -160,9 +160,16 @@ def is_far(columns: Sequence[dict[str, Any]]) -> bool:
     return any(abs(column["shift"]) > _FAR * column["scale"] for column in columns if column["kind"] != "constant")
 
 
-def complete(source: object, raw: RawTable, missing: str) -> tuple[numpy.ndarray, list[str]]:
+def complete(
+    source: object,
+    raw: RawTable,
+    missing: str,
+    *,
+    infinite_advice: str = "take these rows out, or the column (--columns)",
+    missing_advice: str = "give --missing drop to leave these rows out, or --columns without such columns",
+) -> tuple[numpy.ndarray, list[str]]:
     """The rows without a missing value, and what there is to tell. ``DataError`` where they are to be refused, or for
-    infinite values."""
+    infinite values, with advice: by default that of a command that chooses columns."""
     values = raw.values
     for at, name in enumerate(raw.names):
         infinite = numpy.isinf(values[:, at])
@@ -170,7 +177,7 @@ def complete(source: object, raw: RawTable, missing: str) -> tuple[numpy.ndarray
             count, first = int(infinite.sum()), int(infinite.argmax()) + 1
             raise DataError(
                 f"{source}: column {name!r} has {count} infinite value{'s' * (count != 1)}, the first in row {first}: "
-                "take these rows out, or the column (--columns)"
+                f"{infinite_advice}"
             )
     gone = numpy.isnan(values)
     rows = gone.any(1)
@@ -182,10 +189,7 @@ def complete(source: object, raw: RawTable, missing: str) -> tuple[numpy.ndarray
     count = int(rows.sum())
     told = f"{count} of {len(values)} rows"
     if missing == "refuse":
-        raise DataError(
-            f"{source}: {told} lack a value ({where}): give --missing drop to leave these rows out, or --columns "
-            "without such columns"
-        )
+        raise DataError(f"{source}: {told} lack a value ({where}): {missing_advice}")
     return values[~rows], [f"{told} lack a value and were left out ({where})"]
 
 

@@ -28,6 +28,7 @@ from .draw import draw, whole_rows
 from .report import Score, log_scale_of, modelled, nats_per_row, noisy
 from .write import check_out, write_table
 
+_TAKE_OUT = "take these rows out"
 _COUNT = 1000  # samples that are drawn by default
 
 
@@ -74,7 +75,7 @@ def _context(options: argparse.Namespace, flow: TableFlow) -> numpy.ndarray | No
         )
     if os.path.isfile(given):  # of many conditions, which make too long a name for a file, Path would raise
         raw = read_table(given, columns=names)
-        return complete(given, raw, "refuse")[0]
+        return complete(given, raw, "refuse", infinite_advice=_TAKE_OUT, missing_advice=_TAKE_OUT)[0]
     values: dict[str, float] = {}
     for part in given.split(","):
         name, equals, number = (word.strip() for word in part.rpartition("="))
@@ -178,7 +179,8 @@ def _rows_to_measure(
         return table.name, "test part", table.test, []
     names = [column["name"] for column in flow.columns if column["kind"] != "constant"]
     raw = read_table(source, columns=names)
-    values, notes = complete(source, raw, options.missing)
+    drop = "give --missing drop to leave these rows out"
+    values, notes = complete(source, raw, options.missing, infinite_advice=_TAKE_OUT, missing_advice=drop)
     kept = torch.from_numpy(numpy.flatnonzero(~numpy.isnan(raw.values).any(1)))
     columns = [next(column for column in flow.columns if column["name"] == name) for name in raw.names]
     for at, column in enumerate(columns):
