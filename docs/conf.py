@@ -48,7 +48,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|numpy|np|matplotlib|collections|os|argparse|functools|weakref|constraints|nn|pathlib)\..*"),
     (r"py:.*", r"(Any|Callable|Sequence|Iterable|Iterator|Mapping|Literal|Tensor|Distribution|Path|PathLike|Figure)"),
     # Names of types that only signatures have: a union, a type variable, what workers hand over.
-    (r"py:class", r"(Data|Flow\.T|.*\.T|.*\.Listing|.*\.StreamBatches|.*\.Column|.*\.Rows)"),
+    (r"py:class", r"(Data|Unpack|RecipeChanges|Flow\.T|.*\.T|.*\.Listing|.*\.StreamBatches|.*\.Column|.*\.Rows)"),
     # What a constructor sets has no place of its own.
     (r"py:attr", r"(names|context_names)"),
 ]

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -22,7 +22,10 @@ from .samples import Data, as_samples, is_image_flow, unit_of
 from .trainer import Trainer
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from ..nn import Flow
+    from .recipe import RecipeChanges
 
 # What a resumed run may be told anew; anything else would make it another run.
 RESUMABLE = ("steps", "patience")
@@ -94,7 +97,7 @@ def fit(
     signals: bool = False,
     config: dict[str, Any] | None = None,
     cuda_graph: bool = True,
-    **changes: Any,
+    **changes: Unpack[RecipeChanges],
 ) -> FitResult:
     """Trains ``flow`` by maximum likelihood, and leaves the best averaged weights in it.
 
@@ -272,7 +275,7 @@ def _own_randomness(device: torch.device) -> Iterator[None]:
 
 
 def resumed_recipe(
-    folder: RunFolder, recipe: Recipe | None, changes: dict[str, Any], spelled: Callable[[str], str] = str
+    folder: RunFolder, recipe: Recipe | None, changes: Mapping[str, Any], spelled: Callable[[str], str] = str
 ) -> Recipe:
     """The recipe of the run in ``folder`` with what may be told anew; ``TrainingError`` for anything else.
 

@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 Schedule = Literal["cosine", "linear", "exponential", "constant"]
 SCHEDULES = ("cosine", "linear", "exponential", "constant")
@@ -141,6 +141,30 @@ class Recipe:
     def names(cls) -> tuple[str, ...]:
         """The names of all options."""
         return tuple(field.name for field in fields(cls))
+
+
+class RecipeChanges(TypedDict, total=False):
+    """The fields of ``Recipe`` as ``fit`` takes them by name: for type checkers, and held to ``Recipe`` by a test."""
+
+    steps: int
+    batch_size: int
+    optimizer: Literal["adamw", "adam", "adamax"]
+    lr: float
+    schedule: Schedule
+    lr_end: float | None
+    warmup: int
+    betas: tuple[float, float]
+    weight_decay: float
+    clip: float
+    ema: float
+    accumulate: int
+    precision: Literal["float32", "bfloat16"]
+    flip: bool
+    validate_every: int
+    validation_draws: int
+    patience: int
+    log_every: int
+    seed: int
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,16 @@
 
 import dataclasses
 import math
+import typing
 
 import pytest
 
 from nfkernels.training import GlowShape, Recipe, auto_levels
+from nfkernels.training.recipe import RecipeChanges
+
+
+def test_what_fit_takes_by_name_is_the_recipe():
+    assert list(typing.get_type_hints(RecipeChanges).items()) == list(typing.get_type_hints(Recipe).items())
 
 
 def test_learning_rate_rises_then_falls_to_zero():

@@ -87,6 +87,8 @@ assert_type(split(load_images("photos", stream=False), seed=0)[0], ImageData)
 assert_type(load_images("digits"), ImageData)
 result = fit(glow, train, validation=validation, steps=20)
 assert_type(result, FitResult)
+fit(glow, train, stesp=3)  # type: ignore[call-arg]
+fit(glow, train, steps="3")  # type: ignore[arg-type]
 
 # --- somebody else's flow ---
 
