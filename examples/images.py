@@ -24,6 +24,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=400, help="training steps")
     options = parser.parse_args(argv)
+    if options.steps < 1 or options.out.is_file():
+        parser.error("expected --steps of at least 1, and a folder as --out")
     options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
 

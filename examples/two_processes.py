@@ -56,6 +56,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=200, help="training steps")
     options = parser.parse_args(argv)
+    if options.steps < 1 or options.out.is_file():
+        parser.error("expected --steps of at least 1, and a folder as --out")
 
     options.out.mkdir(parents=True, exist_ok=True)
     # fit() would bring the processes together by itself; here they also compare their weights afterwards.

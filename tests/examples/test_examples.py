@@ -123,8 +123,18 @@ def test_the_options_are_the_same_everywhere(name):
     text = EXAMPLES[name].read_text(encoding="utf-8")
     for option in ("--out", "--seed", "--steps"):
         assert f'add_argument("{option}"' in text
+    assert "    if options.steps < 1 or options.out.is_file():\n        parser.error(" in text
     assert text.endswith('\n\nif __name__ == "__main__":\n    main()\n')
     assert len(text.splitlines()) <= 180
+
+
+def test_what_cannot_be_asked_for_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    for wrong in (["--steps", "0"], ["--out", "file"]):
+        result, _ = run("twenty_lines", tmp_path, *wrong, drive=False)
+        assert result.returncode == 2
+        assert "error: expected --steps of at least 1, and a folder as --out" in result.stderr
+        assert "Traceback" not in result.stderr
 
 
 def test_the_page_lists_every_example_with_its_command():
