@@ -229,6 +229,10 @@ def _prove_all(model: nn.Module, found: dict, places: dict[nn.Module, Row], run:
             if module not in calls:
                 place._status, place._reason = "inactive", "never called on the example inputs"
                 continue
+            small = adapter.too_small(module, calls[module])
+            if small is not None:
+                place._status, place._reason = "kept", small
+                continue
             verdict = prove(module, adapter, calls[module])
             place._status, place._reason = ("fused" if verdict.agrees else "kept"), verdict.text
             found[module] = verdict.adapter

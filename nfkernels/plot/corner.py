@@ -19,7 +19,6 @@ MOST_COLUMNS = 8
 _MASSES = (0.95, 0.68, 0.3)  # of the rows, inside the contours
 _CUT = 0.004  # of the data, left out on either side: outliers would squeeze the rest
 _HEAD = 1.1  # a histogram's panel over its highest bar
-_LETTER = 0.62 * 8 / 72  # inches of tick labels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -235,7 +234,7 @@ def _turn(panels: list[Axes], width: float) -> None:
     """Tick labels of one row: upright, or all of them aslant where those of one panel do not fit into its width."""
     for panel in panels:
         told = panel.xaxis.get_major_formatter().format_ticks(list(panel.xaxis.get_majorticklocs()))
-        if len(told) * (max(map(len, told), default=0) + 1) * _LETTER > width:
+        if len(told) * (max(map(len, told), default=0) + 1) * style.letter(8) > width:
             for other in panels:
                 other.tick_params(axis="x", rotation=45)
             return

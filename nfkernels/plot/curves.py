@@ -100,8 +100,10 @@ def _step(value: Any) -> int | None:
 
 def _loss(value: Any) -> float | None:
     """NaN for None; None for what is no number."""
-    if value is None or isinstance(value, str):
-        return math.nan if value is None else None
+    if value is None:
+        return math.nan
+    if isinstance(value, str):
+        return None
     try:
         found = array(value)
     except (TypeError, ValueError):

@@ -107,8 +107,13 @@ def in_legend(name: str, width: float) -> str:
     return (" " if name.startswith("_") else "") + short(name, width, 9)
 
 
+def letter(size: float) -> float:
+    """Inches that most of DejaVu's letters of this size are wide at most."""
+    return 0.62 * size / 72
+
+
 def _letters(width: float, size: float) -> int:
-    return max(8, int(width * 72 / (0.62 * size)))  # DejaVu's letters are so wide, most of them
+    return max(8, int(width / letter(size)))
 
 
 def note(made: Figure, *notes: str) -> None:

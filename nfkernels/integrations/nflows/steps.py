@@ -90,5 +90,5 @@ def whole(total: Total, inputs: Tensor) -> Tensor:
         vector = vector if scalar is None else vector + scalar
         return vector if vector.shape[0] == rows else vector.expand(rows).clone()
     if isinstance(scalar, Tensor):
-        return scalar.expand(rows).clone()  # half of what repeat costs
+        return scalar.expand(rows).clone()
     return inputs.new_zeros(rows) if scalar is None else inputs.new_full((rows,), scalar)
